@@ -1,0 +1,426 @@
+/*
+ * Slices of a process → bytes: asks the page tables, reads what holds data, and writes it
+ * at its offset. One page that cannot be read costs one page.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fastdump.h"
+
+/* An extent with everything known of it: FILE here means "absent, but the file has it". */
+enum source { SOURCE_NONE, SOURCE_PROCESS, SOURCE_FILE };
+
+struct piece {
+    uint64_t start;
+    uint64_t end;
+    enum source source;
+    uint64_t kind;
+    int32_t gap; /* FASTDUMP_GAP_*, or 0 */
+};
+
+/* The walk over one slice: the page tables, and behind what is absent the mapped file. */
+struct pieces {
+    const struct fastdump_slice *slice;
+    uint64_t file_end; /* address that the end of the mapped file, page-rounded, would have */
+    struct fastdump_extent rest; /* absent in the process, the file not yet asked */
+    struct fastdump_extents walk;
+};
+
+struct copy {
+    const struct fastdump_target *target;
+    struct fastdump_cursor *cursor;
+    struct fastdump_gap *gaps;
+    struct fastdump_tally *tally;
+    unsigned char *buffer;
+    uint64_t size;
+    int32_t output;
+    uint64_t hole;
+    uint64_t gap_capacity;
+    uint64_t offset; /* of buffer[0] in the output */
+    uint64_t filled;
+};
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void pieces_begin(struct pieces *pieces, const struct fastdump_target *target,
+                         const struct fastdump_slice *slice, uint64_t done) {
+    uint64_t start = slice->address + done, end = slice->address + slice->length;
+    pieces->slice = slice;
+    pieces->rest = (struct fastdump_extent){0, 0, KIND_ABSENT};
+    pieces->file_end = slice->address;
+    struct stat st;
+    if (slice->file >= 0 && fstat(slice->file, &st) == 0 &&
+        (uint64_t)st.st_size > slice->file_offset) {
+        uint64_t left = (uint64_t)st.st_size - slice->file_offset, page = target->page_size;
+        pieces->file_end =
+            left > slice->length ? end : slice->address + (left + page - 1) / page * page;
+    }
+    fastdump_extents_begin(&pieces->walk, target, start, end,
+                           (slice->flags & FASTDUMP_MODIFIED) != 0);
+    if (slice->flags & FASTDUMP_EVERY) { /* one extent, as if the page tables had said so */
+        pieces->walk.batch[0] = (struct fastdump_extent){start, end, KIND_PRESENT};
+        pieces->walk.count = 1;
+        pieces->walk.scanned = end;
+    }
+}
+
+/* The first part of the absent range *rest that is the same throughout in the mapped file. */
+static struct piece piece_of_file(struct pieces *pieces, uint64_t page) {
+    const struct fastdump_slice *slice = pieces->slice;
+    struct fastdump_extent *rest = &pieces->rest;
+    struct piece piece = {rest->start, rest->end, SOURCE_NONE, KIND_ABSENT, 0};
+    if (rest->start >= pieces->file_end) {
+        piece.gap = FASTDUMP_GAP_PAST_EOF;
+    } else {
+        /*
+         * Of shared memory this finds the pages that only other mappings have touched, and
+         * reads none of the rest: a hole in it is never allocated (lseek(2), SEEK_DATA).
+         */
+        off_t offset = (off_t)(slice->file_offset + (rest->start - slice->address));
+        off_t data = lseek(slice->file, offset, SEEK_DATA);
+        uint64_t known = rest->end < pieces->file_end ? rest->end : pieces->file_end;
+        if (data < 0 && errno == ENXIO) {
+            piece.end = known;
+        } else if (data > offset && (uint64_t)(data - offset) / page > 0) {
+            uint64_t hole = (uint64_t)(data - offset) / page * page;
+            piece.end = hole < known - rest->start ? rest->start + hole : known;
+        } else {
+            piece.source = SOURCE_FILE;
+            off_t hole = data < 0 ? -1 : lseek(slice->file, data, SEEK_HOLE);
+            uint64_t length = hole < offset ? known - rest->start
+                                            : ((uint64_t)(hole - offset) + page - 1) / page * page;
+            piece.end = length < known - rest->start ? rest->start + length : known;
+            if (piece.end == rest->start) /* a file that shrinks meanwhile */
+                piece.end = known;
+        }
+    }
+    rest->start = piece.end;
+    return piece;
+}
+
+/* 1: *piece_ret is the next piece; 0: the end of the slice; or -errno. */
+static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *target,
+                           struct piece *piece_ret) {
+    const struct fastdump_slice *slice = pieces->slice;
+    if (pieces->rest.start == pieces->rest.end) {
+        struct fastdump_extent extent;
+        int64_t got = fastdump_extents_next(&pieces->walk, &extent);
+        if (got <= 0)
+            return got;
+        bool modified_only = slice->flags & FASTDUMP_MODIFIED;
+        *piece_ret = (struct piece){extent.start, extent.end, SOURCE_NONE, extent.kind, 0};
+        switch (extent.kind) {
+        case KIND_PRESENT:
+            piece_ret->source = SOURCE_PROCESS;
+            return 1;
+        case KIND_SWAPPED:
+            if (slice->flags & FASTDUMP_SWAPPED)
+                piece_ret->source = SOURCE_PROCESS;
+            else
+                piece_ret->gap = FASTDUMP_GAP_SWAPPED;
+            return 1;
+        case KIND_GUARD:
+            piece_ret->gap = FASTDUMP_GAP_GUARD;
+            return 1;
+        case KIND_ABSENT:
+            if (modified_only)
+                piece_ret->kind = KIND_FILE;
+            else if (slice->flags & FASTDUMP_NO_FILE)
+                piece_ret->gap = FASTDUMP_GAP_NO_FILE;
+            else if (slice->file >= 0)
+                break;
+            return 1;
+        default:
+            return 1;
+        }
+        pieces->rest = extent;
+    }
+    *piece_ret = piece_of_file(pieces, target->page_size);
+    return 1;
+}
+
+static int64_t add_gap(struct copy *copy, uint64_t start, uint64_t end, int32_t reason,
+                       int32_t error) {
+    struct fastdump_gap *last = copy->cursor->gaps ? &copy->gaps[copy->cursor->gaps - 1] : NULL;
+    copy->tally->gap += end - start;
+    if (last && last->end == start && last->reason == reason && last->error == error) {
+        last->end = end;
+        return 0;
+    }
+    if (copy->cursor->gaps == copy->gap_capacity)
+        return -ENOBUFS;
+    copy->gaps[copy->cursor->gaps++] = (struct fastdump_gap){start, end, reason, error};
+    return 0;
+}
+
+int64_t fastdump_is_zero(const void *buffer, uint64_t length) {
+    const unsigned char *at = buffer, *end = at + length;
+    for (; end - at >= 64; at += 64) { /* a cache line at a time: most data ends in the first */
+        uint64_t words[8], any = 0;
+        memcpy(words, at, sizeof words);
+        for (int i = 0; i < 8; i++)
+            any |= words[i];
+        if (any)
+            return 0;
+    }
+    while (at < end)
+        if (*at++)
+            return 0;
+    return 1;
+}
+
+static int64_t write_all(struct copy *copy, uint64_t at, uint64_t end) {
+    while (at < end) {
+        ssize_t got = pwrite(copy->output, copy->buffer + at, end - at, (off_t)(copy->offset + at));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0) {
+            copy->cursor->output_error = got < 0 ? errno : ENOSPC;
+            return -EIO;
+        }
+        at += (uint64_t)got;
+        copy->tally->written += (uint64_t)got;
+    }
+    return 0;
+}
+
+/* Write the filled part of the buffer, but for its runs of at least `hole` zero bytes. */
+static int64_t flush(struct copy *copy) {
+    uint64_t page = copy->target->page_size, filled = copy->filled;
+    uint64_t start = 0, end = 0; /* of the run not yet written */
+    copy->filled = 0;
+    if (copy->output < 0 || filled == 0)
+        return 0;
+    if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
+        return -ESRCH;
+    uint64_t begun = now_ns();
+    int64_t error = 0;
+    for (uint64_t at = 0; at < filled && !error; at += page) {
+        if (!fastdump_is_zero(copy->buffer + at, page)) {
+            if (start == end)
+                start = at;
+            end = at + page;
+        } else if (start < end && at + page - end >= copy->hole) {
+            error = write_all(copy, start, end);
+            start = end = 0;
+        }
+    }
+    if (!error)
+        error = write_all(copy, start, end);
+    copy->tally->write_ns += now_ns() - begun;
+    return error;
+}
+
+/* Room for the bytes at offset, behind what the buffer holds already where they join. */
+static int64_t place(struct copy *copy, uint64_t offset, uint64_t *length, unsigned char **at_ret) {
+    if (copy->output == FASTDUMP_KEEP) {
+        *at_ret = copy->buffer + offset;
+        return 0;
+    }
+    if (copy->filled == copy->size || copy->offset + copy->filled != offset) {
+        int64_t error = flush(copy);
+        if (error)
+            return error;
+    }
+    if (copy->filled == 0)
+        copy->offset = offset;
+    if (*length > copy->size - copy->filled)
+        *length = copy->size - copy->filled;
+    *at_ret = copy->buffer + copy->filled;
+    copy->filled += *length;
+    return 0;
+}
+
+/* Bytes that are known to be zero, or that nobody has. */
+static void place_zeros(struct copy *copy, uint64_t offset, uint64_t length) {
+    if (copy->output == FASTDUMP_KEEP) {
+        memset(copy->buffer + offset, 0, length);
+    } else if (copy->filled && copy->offset + copy->filled == offset && length < copy->hole &&
+               length <= copy->size - copy->filled) {
+        /* Too small for a hole of its own: part of one large write. */
+        memset(copy->buffer + copy->filled, 0, length);
+        copy->filled += length;
+    }
+}
+
+static int64_t read_process(struct copy *copy, uint64_t address, uint64_t length, uint32_t flags,
+                            unsigned char *at) {
+    while (length > 0) {
+        int64_t got = fastdump_read(copy->target, address, length, flags, at);
+        if (got > 0) {
+            copy->tally->read += (uint64_t)got;
+        } else {
+            if (got == -ESRCH)
+                return got;
+            int32_t error = (int32_t)-got;
+            uint64_t page = copy->target->page_size;
+            got = (int64_t)(page - address % page);
+            memset(at, 0, (size_t)got);
+            int64_t full =
+                add_gap(copy, address, address + (uint64_t)got, FASTDUMP_GAP_UNREADABLE, error);
+            if (full)
+                return full;
+        }
+        address += (uint64_t)got;
+        at += got;
+        length -= (uint64_t)got;
+    }
+    return 0;
+}
+
+static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, uint64_t address,
+                         uint64_t length, unsigned char *at) {
+    while (length > 0) {
+        off_t offset = (off_t)(slice->file_offset + (address - slice->address));
+        ssize_t got = pread(slice->file, at, length, offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0) {
+            memset(at, 0, length);
+            return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, errno);
+        }
+        if (got == 0) { /* the rest of the last page reads as zeros, as in the process */
+            memset(at, 0, length);
+            got = (ssize_t)length;
+        }
+        copy->tally->file += (uint64_t)got;
+        address += (uint64_t)got;
+        at += got;
+        length -= (uint64_t)got;
+    }
+    return 0;
+}
+
+static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
+                          const struct piece *piece) {
+    uint64_t offset = slice->offset + (piece->start - slice->address);
+    uint64_t length = piece->end - piece->start;
+    if (piece->source == SOURCE_NONE) {
+        place_zeros(copy, offset, length);
+        if (piece->gap)
+            return add_gap(copy, piece->start, piece->end, piece->gap, 0);
+        if (piece->kind == KIND_ZERO)
+            copy->tally->zero += length;
+        else if (piece->kind == KIND_FILE)
+            copy->tally->clean += length;
+        else
+            copy->tally->absent += length;
+        return 0;
+    }
+    if (copy->output == FASTDUMP_COUNT) {
+        copy->tally->absent += length;
+        return 0;
+    }
+    uint64_t address = piece->start;
+    while (length > 0) {
+        uint64_t part = length;
+        unsigned char *at;
+        int64_t error = place(copy, offset, &part, &at);
+        if (error)
+            return error;
+        uint64_t begun = now_ns();
+        if (piece->source == SOURCE_FILE)
+            error = read_file(copy, slice, address, part, at);
+        else
+            error = read_process(copy, address, part, slice->flags, at);
+        copy->tally->read_ns += now_ns() - begun;
+        if (error)
+            return error;
+        address += part;
+        offset += part;
+        length -= part;
+    }
+    return 0;
+}
+
+int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdump_slice *slices,
+                      uint64_t count, void *buffer, uint64_t size, int32_t output, uint64_t hole,
+                      uint64_t gap_capacity, struct fastdump_cursor *cursor,
+                      struct fastdump_gap *gaps_ret, struct fastdump_tally *tally_ret) {
+    struct copy copy = {
+        .target = target,
+        .cursor = cursor,
+        .gaps = gaps_ret,
+        .gap_capacity = gap_capacity,
+        .tally = tally_ret,
+        .buffer = buffer,
+        .size = size,
+        .output = output,
+        .hole = hole,
+    };
+    struct pieces pieces;
+    struct piece piece;
+    int64_t got;
+    for (; cursor->slice < count; cursor->slice++, cursor->done = 0) {
+        const struct fastdump_slice *slice = &slices[cursor->slice];
+        uint64_t end;
+        if (output == FASTDUMP_KEEP &&
+            (__builtin_add_overflow(slice->offset, slice->length, &end) || end > size))
+            return -EINVAL;
+        pieces_begin(&pieces, target, slice, cursor->done);
+        while ((got = pieces_next(&pieces, target, &piece)) > 0) {
+            /* A piece is taken a buffer at a time, so that its gaps always fit. */
+            uint64_t stop = piece.end;
+            while (piece.start < stop) {
+                if (output != FASTDUMP_KEEP &&
+                    gap_capacity - cursor->gaps < size / target->page_size + 2) {
+                    int64_t error = flush(&copy);
+                    return error ? error : 0;
+                }
+                piece.end = stop;
+                if (piece.source != SOURCE_NONE && stop - piece.start > size)
+                    piece.end = piece.start + size;
+                int64_t error = copy_piece(&copy, slice, &piece);
+                if (error)
+                    return error;
+                cursor->done += piece.end - piece.start;
+                piece.start = piece.end;
+            }
+        }
+        if (got < 0)
+            return got;
+    }
+    int64_t error = flush(&copy);
+    if (error)
+        return error;
+    return fastdump_alive(target) ? 1 : -ESRCH;
+}
+
+int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdump_slice *slices,
+                      uint64_t count, uint64_t min_gap, uint64_t capacity, uint64_t *slice_ret,
+                      uint64_t *done_ret, struct fastdump_range *runs_ret) {
+    uint64_t stored = 0;
+    struct pieces pieces;
+    struct piece piece;
+    int64_t got;
+    for (; *slice_ret < count; ++*slice_ret, *done_ret = 0) {
+        const struct fastdump_slice *slice = &slices[*slice_ret];
+        uint64_t first = stored; /* runs are joined within a slice only */
+        pieces_begin(&pieces, target, slice, *done_ret);
+        while ((got = pieces_next(&pieces, target, &piece)) > 0) {
+            if (piece.source != SOURCE_NONE) {
+                if (stored > first && piece.start - runs_ret[stored - 1].end < min_gap) {
+                    runs_ret[stored - 1].end = piece.end;
+                } else if (stored == capacity) {
+                    *done_ret = piece.start - slice->address;
+                    return (int64_t)stored;
+                } else {
+                    runs_ret[stored++] = (struct fastdump_range){piece.start, piece.end};
+                }
+            }
+        }
+        if (got < 0)
+            return got;
+    }
+    return fastdump_alive(target) ? (int64_t)stored : -ESRCH;
+}
+
+int64_t fastdump_syncfs(int32_t fd) { return syncfs(fd) < 0 ? -errno : 0; }

@@ -1,0 +1,321 @@
+"""Dump a live process: survey, copy, manifest, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastdump import _native
+from fastdump._native import Copier, Gap, Slice, Tally
+from fastdump.crew import Crew
+from fastdump.elfcore import MAX_RUNS, MIN_GAP, CoreFile, CoreStream
+from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, SourceGone, UsageError, output_failed
+from fastdump.lz4core import Lz4Core
+from fastdump.manifest import make_manifest, totals
+from fastdump.output import PartFile, PartFolder, StandardOutput
+from fastdump.process import Growth
+from fastdump.rawdump import Raw, RawLz4
+from fastdump.selection import Preset
+from fastdump.survey import Survey, piece_size, pieces_of
+
+# What each format selects when nothing else is asked for, and the name it gets.
+FORMATS = {
+    "lz4": (Preset.DEBUGGER, "{pid}.core.lz4"),
+    "core": (Preset.DEBUGGER, "{pid}.core"),
+    "raw": (Preset.DATA, "{pid}.raw"),
+    "raw-lz4": (Preset.DATA, "{pid}.raw-lz4"),
+    "null": (Preset.DATA, ""),
+}
+
+# Gaps that are no loss: the target itself cannot read there.
+EXPECTED_GAPS = frozenset({"past end of file", "guard page"})
+GONE = "target gone"
+
+
+class Writer(Protocol):
+    """A format: what is copied into where.
+
+    ``begin`` gives the pieces, ``work`` copies one in any thread, ``emit`` takes the results
+    in order (None where order does not matter). ``finish`` makes the output whole and gives
+    its size in bytes on the disk; ``keep`` leaves what there is under its ``.part`` name,
+    and gives that; ``abort`` leaves nothing.
+    """
+
+    buffer_size: int
+    emit: Any
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[Any]: ...
+    def work(self, copier: Copier, piece: Any) -> Any: ...
+    def finish(self, manifest: dict[str, object]) -> int: ...
+    def keep(self, manifest: dict[str, object]) -> str: ...
+    def abort(self) -> None: ...
+
+
+class Null:
+    """``--format null``: reads, and keeps nothing; the speed of reading alone."""
+
+    buffer_size = _native.BLOCK_SIZE
+    emit = None
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
+        slices = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
+        survey.count_all_but(slices)
+        return pieces_of(slices, piece_size(sum(s.length for s in slices), threads))
+
+    def work(self, copier: Copier, piece: list[Slice]) -> None:
+        copier.discard(piece)
+
+    def finish(self, manifest: dict[str, object]) -> int:
+        return 0
+
+    def keep(self, manifest: dict[str, object]) -> str:
+        return "nothing"
+
+    def abort(self) -> None:
+        pass
+
+
+@dataclass
+class DumpReport:
+    """What a dump came to. Bytes, seconds."""
+
+    output: str
+    format: str
+    threads: int
+    complete: bool
+    totals: dict[str, int]
+    gaps: list[Gap]
+    swapped: int
+    swapped_left_out: bool
+    swap_asked: bool
+    headroom: int | None
+    size: int
+    seconds: dict[str, float]
+    before: Growth
+    after: Growth | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def unexpected_gaps(self) -> list[Gap]:
+        """The gaps that make the result incomplete."""
+        expected = EXPECTED_GAPS | ({"swapped"} if self.swap_asked else set())
+        return [gap for gap in self.gaps if gap.reason not in expected]
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_GAPS if self.unexpected_gaps else EXIT_COMPLETE
+
+    @property
+    def gap_bytes(self) -> Counter[str]:
+        """Bytes of gaps for each reason."""
+        found: Counter[str] = Counter()
+        for gap in self.gaps:
+            found[gap.reason] += gap.end - gap.start
+        return found
+
+    @property
+    def ratio(self) -> float:
+        """Bytes with content for each byte of output."""
+        content = self.totals["read"] + self.totals["file"] + self.totals["zero"]
+        return content / self.size if self.size else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For ``--json``."""
+        copied = self.totals["read"] + self.totals["file"]
+        return {
+            "output": self.output,
+            "format": self.format,
+            "threads": self.threads,
+            "complete": self.complete,
+            "exit_code": self.exit_code,
+            "bytes": self.totals,
+            "gaps": dict(self.gap_bytes),
+            "gap_list": [gap._asdict() for gap in self.gaps[:1000]],
+            "swapped": self.swapped,
+            "swapped_left_out": self.swapped_left_out,
+            "headroom": self.headroom,
+            "size": self.size,
+            "ratio": round(self.ratio, 3),
+            "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
+            "gb_per_second": {
+                k: round(copied / v / 1e9, 3) for k, v in self.seconds.items() if v > 0
+            },
+            "target_before": self.before._asdict(),
+            "target_after": self.after._asdict() if self.after else None,
+            "notes": self.notes,
+        }
+
+
+def open_writer(
+    format: str, output: str, *, force: bool = False, level: int = 1
+) -> tuple[Writer, str]:
+    """The writer of a format, and what its output is called.
+
+    Args:
+        output: A path, ``-`` for standard output.
+
+    Raises:
+        OutputFailed: The output exists or cannot be created.
+        UsageError: The format is a folder, which cannot be streamed.
+    """
+    if format == "null":
+        return Null(), ""
+    if output == "-":
+        if format == "lz4":
+            return Lz4Core(StandardOutput(), level), "standard output"
+        if format == "core":
+            return CoreStream(StandardOutput()), "standard output"
+        raise UsageError(
+            f"--format {format} is a folder and cannot be streamed", "use --format core or lz4"
+        )
+    path = Path(output)
+    if format == "lz4":
+        return Lz4Core(PartFile(path, force), level), output
+    if format == "core":
+        return CoreFile(PartFile(path, force)), output
+    if format == "raw":
+        return Raw(PartFolder(path, force)), output
+    return RawLz4(PartFolder(path, force), level), output
+
+
+def default_threads() -> int:
+    """The CPUs that we may use, at most 16: memory bandwidth ends there at the latest."""
+    return min(len(os.sched_getaffinity(0)), 16)
+
+
+def dump(
+    survey: Survey,
+    writer: Writer,
+    output: str,
+    format: str,
+    *,
+    threads: int,
+    begun: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DumpReport:
+    """Copy what *survey* selected through *writer*.
+
+    Args:
+        begun: time.perf_counter() before the survey: its seconds are in the report.
+        progress: Called with the bytes done and in all, from any thread.
+
+    Raises:
+        SourceGone: The target exited or called exec; the message says where what was read is.
+        OutputFailed: Nothing that looks whole is left.
+    """
+    process = survey.process
+    before = process.growth()
+    identity = process.identity
+    seconds = {"survey": time.perf_counter() - begun}
+    copiers: list[Copier] = []
+    try:
+        started = time.perf_counter()
+        pieces = list(writer.begin(survey, threads))
+        copiers = [Copier(process.memory, writer.buffer_size) for _ in range(threads)]
+        total = sum(_length(piece) for piece in pieces)
+        done = 0
+
+        def advance(piece: Any) -> None:
+            nonlocal done
+            done += _length(piece)
+            progress(done, total)
+
+        crew: Crew[Any, Any, Copier] = Crew(
+            iter(pieces), copiers, writer.work, writer.emit, advance
+        )
+        seconds["layout"] = time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            crew.run()
+            process.check()
+        except (_native.MemoryGone, SourceGone):
+            raise _kept(survey, writer, identity, copiers, crew.undone()) from None
+        seconds["copy"] = time.perf_counter() - started
+        tally, gaps = _sum(survey, copiers)
+        assert tally.accounted == survey.selected, "a selected byte is not accounted for"
+        started = time.perf_counter()
+        size = writer.finish(make_manifest(survey, identity, tally, gaps, complete=True))
+        seconds["finish"] = time.perf_counter() - started
+    except OSError as error:
+        writer.abort()
+        raise output_failed(output, error) from None
+    except _native.MemoryGone:
+        writer.abort()
+        raise process.gone() from None
+    except SourceGone:
+        raise
+    except BaseException:
+        writer.abort()
+        raise
+    seconds["total"] = time.perf_counter() - begun
+    seconds["read"] = tally.read_ns / 1e9 / threads
+    seconds["write"] = tally.write_ns / 1e9 / threads
+    try:
+        after = process.growth()
+    except OSError:
+        after = None
+    left_out = bool(survey.swapped) and not survey.read_swapped
+    return DumpReport(
+        output=output,
+        format=format,
+        threads=threads,
+        complete=True,
+        totals=totals(survey, tally),
+        gaps=gaps,
+        swapped=survey.swapped,
+        swapped_left_out=left_out,
+        swap_asked=survey.swap_asked,
+        headroom=survey.headroom,
+        size=size,
+        seconds=seconds,
+        before=before,
+        after=after,
+        notes=sorted({label.note for label in survey.labels if label.note}),
+    )
+
+
+def _length(piece: Any) -> int:
+    slices: Sequence[Slice] = getattr(piece, "slices", piece)
+    return sum(s.length for s in slices)
+
+
+def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
+    tally, gaps = Tally(), list(survey.gaps)
+    tally.add(survey.tally)
+    for copier in copiers:
+        tally.add(copier.tally)
+        gaps += copier.gaps
+    gaps.sort()
+    merged: list[Gap] = []
+    for gap in gaps:
+        last = merged[-1] if merged else None
+        if last and last.end == gap.start and last[2:] == gap[2:]:
+            merged[-1] = last._replace(end=gap.end)
+        else:
+            merged.append(gap)
+    return tally, merged
+
+
+def _kept(
+    survey: Survey,
+    writer: Writer,
+    identity: dict[str, object],
+    copiers: Sequence[Copier],
+    undone: Sequence[Any],
+) -> SourceGone:
+    """Keep what was read before the target went away; the error that tells so."""
+    tally, gaps = _sum(survey, copiers)
+    for piece in undone:
+        slices: Sequence[Slice] = getattr(piece, "slices", piece)
+        gaps += [Gap(s.address, s.address + s.length, GONE) for s in slices]
+    lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
+    error = survey.process.gone()
+    where = writer.keep(make_manifest(survey, identity, tally, sorted(gaps), complete=False))
+    return SourceGone(
+        f"{error}; {lost} bytes of what was selected were not read", f"{where} holds the rest"
+    )

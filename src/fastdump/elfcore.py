@@ -1,0 +1,266 @@
+"""ELF cores: the layout, the notes, and the writers of ``--format core``.
+
+A core is written front to back, so that it can be a stream: ELF header, program headers, notes,
+the bytes of the PT_LOADs, and last what is known only at the end, the manifest. It is a
+note in a section, because the place of the section headers (``e_shoff``) is known from the
+start, while the size of a segment would have to be.
+
+Sources: the System V ABI's ELF chapters ("Object Files", "Program Loading"), core(5),
+Linux fs/binfmt_elf.c, and what gdb, lldb and elfutils read of a core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
+from fastdump.errors import UsageError
+from fastdump.output import Output, PartFile, hole_size, set_direct
+from fastdump.process import LiveProcess
+from fastdump.region import Region
+from fastdump.survey import Survey, piece_size, pieces_of
+
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_PHDR = struct.Struct("<IIQQQQQQ")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+_NHDR = struct.Struct("<III")
+_PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
+
+_ET_CORE = 4
+_MACHINES = {"x86_64": 62, "aarch64": 183}
+_PT_LOAD, _PT_NOTE = 1, 4
+_PF_X, _PF_W, _PF_R = 1, 2, 4
+_PN_XNUM = 0xFFFF
+_SHT_NULL, _SHT_STRTAB, _SHT_NOTE = 0, 3, 7
+_NT_PRPSINFO, _NT_AUXV, _NT_FILE = 3, 6, 0x46494C45
+_NT_FASTDUMP_MANIFEST = 1
+_NOTE_OWNER = "FASTDUMP"
+_SECTION_NAMES = b"\0.note.fastdump\0.shstrtab\0"
+
+# Absent runs this long get a PT_LOAD without bytes; shorter ones are zeros, which cost LZ4
+# 1 byte in 255 and a sparse file nothing.
+MIN_GAP = 256 << 10
+# Runs are joined further where a scattered target would need more: with a usual number of regions
+# the PT_LOADs then stay below PN_XNUM, which some readers do not know.
+MAX_RUNS = 16 << 10
+
+
+class Segment(NamedTuple):
+    """One PT_LOAD; the fields are named as in the ELF specification."""
+
+    p_flags: int
+    p_offset: int
+    p_vaddr: int
+    p_filesz: int
+    p_memsz: int
+
+
+class CoreLayout(NamedTuple):
+    """Where everything lies in a core.
+
+    ``header``: the bytes before the first PT_LOAD's, whole pages. ``slices``: what is copied, at
+    ascending offsets from there to ``end`` without a hole.
+    """
+
+    header: bytes
+    slices: list[Slice]
+    end: int
+    segments: int
+
+    def tail(self, manifest: dict[str, object]) -> bytes:
+        """What follows at ``end``: the section headers and the manifest."""
+        desc = json.dumps(manifest, separators=(",", ":")).encode("ascii")
+        note = _note(_NOTE_OWNER, _NT_FASTDUMP_MANIFEST, desc)
+        names_at = self.end + 3 * _SHDR.size
+        note_at = -(-(names_at + len(_SECTION_NAMES)) // 4) * 4
+        # Section header 0 holds the number of program headers where e_phnum cannot.
+        sections = _SHDR.pack(0, _SHT_NULL, 0, 0, 0, 0, 0, self._extended_phnum, 0, 0)
+        sections += _SHDR.pack(1, _SHT_NOTE, 0, 0, note_at, len(note), 0, 0, 4, 0)
+        sections += _SHDR.pack(16, _SHT_STRTAB, 0, 0, names_at, len(_SECTION_NAMES), 0, 0, 1, 0)
+        return sections + _SECTION_NAMES.ljust(note_at - names_at, b"\0") + note
+
+    @property
+    def _extended_phnum(self) -> int:
+        count = self.segments + 1
+        return count if count >= _PN_XNUM else 0
+
+
+def lay_out(survey: Survey) -> CoreLayout:
+    """Decide the place of everything in the core of *survey*; absent runs are split off."""
+    machine = _MACHINES.get(platform.machine())
+    if machine is None:
+        raise UsageError(f"no ELF core for {platform.machine()}", "use --format raw")
+    process, regions = survey.process, survey.regions
+    runs = survey.runs(MIN_GAP, MAX_RUNS)
+    plain = []  # (flags, start, end, has bytes)
+    for region, found in zip(regions, runs, strict=True):
+        flags = sum(
+            flag for flag, letter in ((_PF_R, "r"), (_PF_W, "w"), (_PF_X, "x"))
+            if letter in region.perms
+        )  # fmt: skip
+        at = region.start
+        for run in found:
+            if at < run.address:
+                plain.append((flags, at, run.address, None))
+            at = run.address + run.length
+            plain.append((flags, run.address, at, run))
+        if at < region.end:
+            plain.append((flags, at, region.end, None))
+    notes = _notes(process, regions)
+    header_size = _EHDR.size + (len(plain) + 1) * _PHDR.size + len(notes)
+    offset = start = -(-header_size // PAGE_SIZE) * PAGE_SIZE
+    segments, slices = [], []
+    for flags, vaddr, end, slice_ in plain:
+        segments.append(Segment(flags, offset, vaddr, end - vaddr if slice_ else 0, end - vaddr))
+        if slice_:
+            slices.append(slice_._replace(offset=offset))
+            offset += end - vaddr
+    header = _header(machine, segments, notes, offset).ljust(start, b"\0")
+    return CoreLayout(header, slices, offset, len(segments))
+
+
+def _header(machine: int, segments: Sequence[Segment], notes: bytes, end: int) -> bytes:
+    phnum = len(segments) + 1
+    notes_at = _EHDR.size + phnum * _PHDR.size
+    # ELFCLASS64, ELFDATA2LSB, EV_CURRENT, ELFOSABI_NONE
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    parts = [
+        _EHDR.pack(
+            ident, _ET_CORE, machine, 1, 0, _EHDR.size, end, 0, _EHDR.size,
+            _PHDR.size, min(phnum, _PN_XNUM), _SHDR.size, 3, 2,
+        ),
+        _PHDR.pack(_PT_NOTE, _PF_R, notes_at, 0, 0, len(notes), 0, 4),
+    ]  # fmt: skip
+    parts += [
+        _PHDR.pack(_PT_LOAD, s.p_flags, s.p_offset, s.p_vaddr, 0, s.p_filesz, s.p_memsz, PAGE_SIZE)
+        for s in segments
+    ]
+    return b"".join([*parts, notes])
+
+
+def _note(owner: str, note_type: int, desc: bytes) -> bytes:
+    name = owner.encode() + b"\0"
+    head = _NHDR.pack(len(name), len(desc), note_type)
+    return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
+
+
+def _notes(process: LiveProcess, regions: Sequence[Region]) -> bytes:
+    return b"".join(
+        (
+            _note("CORE", _NT_PRPSINFO, _prpsinfo(process)),
+            _note("CORE", _NT_AUXV, process.auxv()),
+            _note("CORE", _NT_FILE, _mapped_files(regions, process.exe)),
+        )
+    )
+
+
+def _prpsinfo(process: LiveProcess) -> bytes:
+    """``struct elf_prpsinfo`` of linux/elfcore.h, from proc_pid_stat(5)."""
+    stat, status = process.stat_fields(), process.status()
+    state = stat[0]
+    args = " ".join(process.cmdline)
+    return _PRPSINFO.pack(
+        max("RSDTZW".find(state), 0),
+        state.encode(),
+        state == "Z",
+        int(stat[16]),
+        int(stat[6]),
+        int(status["Uid"].split()[0]),
+        int(status["Gid"].split()[0]),
+        process.pid,
+        int(stat[1]),
+        int(stat[2]),
+        int(stat[3]),
+        os.fsencode(process.comm)[:15],
+        os.fsencode(args)[:79],
+    )
+
+
+def _mapped_files(regions: Sequence[Region], exe: str) -> bytes:
+    """NT_FILE, as fill_files_note() of Linux fs/binfmt_elf.c; lldb takes entry 0 as the program."""
+    mapped = [r for r in regions if r.has_file]
+    mapped.sort(key=lambda r: r.path != exe)
+    words = [len(mapped), PAGE_SIZE]
+    for r in mapped:
+        words += (r.start, r.end, r.offset // PAGE_SIZE)
+    names = b"".join(os.fsencode(r.path) + b"\0" for r in mapped)
+    return struct.pack(f"<{len(words)}Q", *words) + names
+
+
+class CoreFile:
+    """Writes ``--format core`` to a file, sparse."""
+
+    buffer_size = BLOCK_SIZE
+    emit = None
+
+    def __init__(self, output: PartFile) -> None:
+        self._output = output
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
+        self._layout = lay_out(survey)
+        survey.count_all_but(self._layout.slices)
+        os.ftruncate(self._output.fd, self._layout.end)
+        self._output.write_at(self._layout.header, 0)
+        os.fsync(self._output.fd)  # through the page cache, while the data may go past it
+        self._hole = hole_size(self._output.fd)
+        length = sum(s.length for s in self._layout.slices)
+        return pieces_of(self._layout.slices, piece_size(length, threads))
+
+    def work(self, copier: Copier, piece: list[Slice]) -> None:
+        copier.write(piece, self._output.fd, self._hole)
+
+    def finish(self, manifest: dict[str, object]) -> int:
+        size = self._write_tail(manifest)
+        self._output.commit()
+        return size
+
+    def keep(self, manifest: dict[str, object]) -> str:
+        self._write_tail(manifest)
+        return self._output.keep()
+
+    def abort(self) -> None:
+        self._output.abort()
+
+    def _write_tail(self, manifest: dict[str, object]) -> int:
+        set_direct(self._output.fd, False)
+        self._output.write_at(self._layout.tail(manifest), self._layout.end)
+        self._output.sync()
+        return os.fstat(self._output.fd).st_blocks * 512
+
+
+class CoreStream:
+    """Writes ``--format core`` to a pipe."""
+
+    buffer_size = BLOCK_SIZE
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
+        self._layout = lay_out(survey)
+        survey.count_all_but(self._layout.slices)
+        self._stream = self._output.stream()
+        self._stream.write(self._layout.header)
+        return pieces_of(self._layout.slices, self.buffer_size)
+
+    def work(self, copier: Copier, piece: list[Slice]) -> bytes:
+        return bytes(copier.fill(piece)[0])
+
+    def emit(self, result: bytes) -> None:
+        self._stream.write(result)
+
+    def finish(self, manifest: dict[str, object]) -> int:
+        self._stream.write(self._layout.tail(manifest))
+        self._stream.flush()
+        return self._stream.length
+
+    def keep(self, manifest: dict[str, object]) -> str:
+        return self._output.keep()
+
+    def abort(self) -> None:
+        self._output.abort()

@@ -1,0 +1,76 @@
+"""What can go wrong, each with the exit code that it has everywhere and a hint.
+
+The exit codes: 0 complete; 1 nothing found; 2 usage; 3 done, but with gaps that were not
+expected; 4 target gone or changed; 5 no permission; 6 corrupt input; 7 output failed;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+EXIT_COMPLETE = 0
+EXIT_GAPS = 3
+EXIT_INTERRUPTED = 130
+
+
+class FastdumpError(Exception):
+    """One line that says what happened; ``hint`` says what to try."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(FastdumpError):
+    """What was asked for makes no sense, or not for this target."""
+
+    exit_code = 2
+
+
+class SourceGone(FastdumpError):
+    """The target does not exist, exited, or called exec: its old memory is gone."""
+
+    exit_code = 4
+
+
+class NotPermitted(FastdumpError):
+    """The kernel does not let us read this target."""
+
+    exit_code = 5
+
+
+class OutputFailed(FastdumpError):
+    """The output could not be written; nothing that looks whole is left."""
+
+    exit_code = 7
+
+
+class FaultError(FastdumpError):
+    """The byte at ``address`` cannot be read, for the reason ``errno``."""
+
+    exit_code = 3
+
+    def __init__(self, address: int, errno: int) -> None:
+        super().__init__(f"cannot read at {address:#x}: {os.strerror(errno)}")
+        self.address = address
+        self.errno = errno
+
+
+def output_failed(path: str, error: OSError) -> OutputFailed:
+    """The one wording for an output that failed, with what to try."""
+    hints = {
+        _errno.ENOSPC: "free some space, or choose another disk with -o; --plan tells the need",
+        _errno.EDQUOT: "the quota is used up: choose another disk with -o",
+        _errno.EFBIG: "the file size limit is too low (ulimit -f), or use --format lz4",
+        _errno.EEXIST: "--force replaces it",
+        _errno.EACCES: "choose a folder that you may write to with -o",
+        _errno.EROFS: "choose a disk that is not read-only with -o",
+        _errno.ENOENT: "create its folder first, or choose another with -o",
+        _errno.ELOOP: "the output may not be a symbolic link",
+    }
+    message = f"cannot write {path}: {os.strerror(error.errno or 0)}"
+    return OutputFailed(message, hints.get(error.errno or 0, ""))

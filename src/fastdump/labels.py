@@ -1,0 +1,243 @@
+"""Labels: what each region is, and which module it belongs to.
+
+The one place where the ELF headers of mapped files are read. A file is opened through
+``map_files`` or the target's root, so the headers are those of the file really mapped.
+Only the ELF header and the program headers are read, once a file. A file that is broken or
+hostile is labelled "file", with a note.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, BinaryIO, NamedTuple
+
+from fastdump._native import PAGE_SIZE
+from fastdump.process import LiveProcess
+from fastdump.region import Range, Region
+
+
+class Kind(str, Enum):
+    """What a region is. The value is the name users see."""
+
+    HEAP = "heap"
+    STACK = "stack"
+    THREAD_STACK = "thread stack"
+    ANONYMOUS = "anonymous"
+    EXECUTABLE = "executable"
+    LIBRARY = "library"
+    FILE = "file"
+    SHARED = "shared memory"
+    DEVICE = "device"
+    KERNEL = "kernel page"
+
+
+class Label(NamedTuple):
+    """What a region is.
+
+    ``module`` is the path of the ELF file it belongs to, its anonymous ``.bss`` tail
+    included; ``lost`` says that this file has no copy on a disk that a debugger could open.
+    """
+
+    kind: Kind
+    module: str = ""
+    note: str = ""
+    lost: bool = False
+
+
+class _LoadSegment(NamedTuple):
+    """A PT_LOAD program header, fields as in the ELF specification."""
+
+    p_offset: int
+    p_vaddr: int
+    p_filesz: int
+    p_memsz: int
+
+
+class _Module(NamedTuple):
+    """An ELF file that can be loaded: ET_EXEC or ET_DYN."""
+
+    loads: tuple[_LoadSegment, ...]
+    executable: bool
+    lost: bool
+
+
+class _NotAModule(Exception):
+    """No ELF file, or not one that can be loaded. The text is the note, if any."""
+
+
+_KERNEL_PAGES = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[vectors]", "[sigpage]"}
+_KERNEL_PAGES |= {"[uprobes]", "[timens]"}
+_SHARED_PATHS = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/drm ", "/i915", "/dmabuf")
+_NO_DEVICES = ("/dev/zero", "/dev/shm/", "/dev/hugepages")
+_MAX_PROGRAM_HEADERS = 1024  # a linked file has about a dozen
+
+
+def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label]:
+    """The label of each region, in the same order. Never fails for what a file holds."""
+    modules: dict[tuple[str, int], _Module | _NotAModule] = {}
+    stacks = _regions_of(process.thread_stack_pointers(), regions)
+    executable = _file_id(f"/proc/{process.pid}/exe")
+    labels: list[Label] = []
+    tail: tuple[Range, Label] | None = None  # the .bss of the module seen last
+    for index, region in enumerate(regions):
+        label = _by_name(region)
+        if label is None and not region.has_file:
+            label = _anonymous(region, tail, index in stacks)
+        elif label is None:
+            found = modules.get(region.file_key)
+            if found is None:
+                found = modules[region.file_key] = _inspect(process, region, regions, executable)
+            if isinstance(found, _Module):
+                kind = Kind.EXECUTABLE if found.executable else Kind.LIBRARY
+                label = Label(kind, region.path, lost=found.lost)
+                bss = _bss(region, found)
+                if bss:
+                    tail = (bss, label)
+            else:
+                shared = not region.private and region.path.startswith(_SHARED_PATHS)
+                label = Label(Kind.SHARED if shared else Kind.FILE, note=str(found))
+        labels.append(label)
+    return labels
+
+
+def _by_name(region: Region) -> Label | None:
+    path = region.path
+    if path.startswith("["):
+        if path == "[heap]":
+            return Label(Kind.HEAP)
+        if path == "[stack]":
+            return Label(Kind.STACK)
+        if path.startswith("[stack:"):  # Linux 3.4 to 4.4
+            return Label(Kind.THREAD_STACK)
+        if path in _KERNEL_PAGES:
+            return Label(Kind.KERNEL)
+        if path.startswith("[anon_shmem:"):
+            return Label(Kind.SHARED)
+        return None
+    if path.startswith("/dev/") and not path.startswith(_NO_DEVICES):
+        return Label(Kind.DEVICE)
+    if path.startswith(("anon_inode:", "socket:", "/dmabuf:")):
+        return Label(Kind.DEVICE)
+    if path.startswith(("/dev/zero", "/anon_hugepage")):
+        return Label(Kind.ANONYMOUS if region.private else Kind.SHARED)
+    return None
+
+
+def _anonymous(region: Region, tail: tuple[Range, Label] | None, thread_stack: bool) -> Label:
+    if tail and region.start < tail[0].end and region.start >= tail[0].start:
+        if region.end <= tail[0].end:
+            return tail[1]
+        # The kernel joined another mapping to it; what is not .bss must not get lost.
+        length = tail[0].end - region.start
+        note = f"its first {length} bytes are the .bss of {tail[1].module}"
+        return Label(Kind.ANONYMOUS, note=note)
+    if not region.private:
+        return Label(Kind.SHARED)
+    return Label(Kind.THREAD_STACK if thread_stack else Kind.ANONYMOUS)
+
+
+def _regions_of(addresses: Sequence[int], regions: Sequence[Region]) -> set[int]:
+    """The indexes of the regions that hold the addresses."""
+    starts = [region.start for region in regions]
+    found = set()
+    for address in addresses:
+        index = bisect.bisect_right(starts, address) - 1
+        if index >= 0 and address < regions[index].end and regions[index].writable:
+            found.add(index)
+    return found
+
+
+def _file_id(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _inspect(
+    process: LiveProcess,
+    region: Region,
+    regions: Sequence[Region],
+    executable: tuple[int, int] | None,
+) -> _Module | _NotAModule:
+    """Read the headers of the file that *region* maps."""
+    try:
+        fd = process.open_mapped(region)
+    except OSError as error:
+        # Nothing but its mappings is left to go by: code is mapped executable.
+        note = f"the file cannot be opened: {error.strerror}"
+        if any(r.perms[2] == "x" for r in regions if r.file_key == region.file_key):
+            return _Module((), region.path == process.exe, True)
+        return _NotAModule(note)
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(file.fileno())
+        try:
+            loads = _load_segments(file, found.st_size)
+        except _NotAModule as note:
+            return note
+        is_executable = (found.st_dev, found.st_ino) == executable
+        return _Module(loads, is_executable, lost=found.st_nlink == 0)
+
+
+def _load_segments(file: BinaryIO, size: int) -> tuple[_LoadSegment, ...]:
+    """The PT_LOADs of an ELF file, by pyelftools' structures.
+
+    Not by its ELFFile, which reads section headers too: they are not mapped, cost a seek
+    to the end of each file, and are one more thing that may be broken.
+    """
+    if os.pread(file.fileno(), 4, 0) != b"\x7fELF":
+        raise _NotAModule
+    # 35 ms to import, and a target without a single ELF file is rare but possible.
+    from elftools.common.utils import struct_parse
+    from elftools.elf.structs import ELFStructs
+
+    try:
+        ident = os.pread(file.fileno(), 16, 0)
+        structs: Any = ELFStructs(little_endian=ident[5] == 1, elfclass=64 if ident[4] == 2 else 32)
+        structs.create_basic_structs()
+        structs.create_advanced_structs()
+        header = struct_parse(structs.Elf_Ehdr, file, 0)
+        if header.e_type not in ("ET_EXEC", "ET_DYN"):
+            raise _NotAModule(f"ELF file of type {header.e_type}")
+        count, stride = header.e_phnum, structs.Elf_Phdr.sizeof()
+        if count > _MAX_PROGRAM_HEADERS or header.e_phoff + count * stride > size:
+            raise _NotAModule("broken ELF file: program headers out of bounds")
+        structs.create_advanced_structs(header.e_type, header.e_machine)
+        loads = []
+        for index in range(count):
+            segment = struct_parse(structs.Elf_Phdr, file, header.e_phoff + index * stride)
+            if segment.p_type == "PT_LOAD":
+                loads.append(_LoadSegment(*(segment[name] for name in _LoadSegment._fields)))
+    except _NotAModule:
+        raise
+    except Exception as error:  # untrusted bytes in a foreign parser: no file may fail a dump
+        raise _NotAModule(f"broken ELF file: {type(error).__name__}") from None
+    if not loads:
+        raise _NotAModule("ELF file without a PT_LOAD")
+    return tuple(loads)
+
+
+def _bss(region: Region, module: _Module) -> Range | None:
+    """The whole pages of zero-initialised memory behind the PT_LOAD that *region* maps.
+
+    The loader maps ``[p_vaddr + p_filesz, p_vaddr + p_memsz)`` anonymously from the next
+    page boundary on: ELF specification, "Program Loading".
+    """
+    for load in module.loads:
+        first = load.p_offset // PAGE_SIZE * PAGE_SIZE
+        if not first <= region.offset < max(load.p_offset + load.p_filesz, first + 1):
+            continue
+        bias = region.start - (region.offset - load.p_offset) - load.p_vaddr
+        start = _page_up(bias + load.p_vaddr + load.p_filesz)
+        end = _page_up(bias + load.p_vaddr + load.p_memsz)
+        if start < end and start >= region.end:
+            return Range(start, end)
+    return None
+
+
+def _page_up(address: int) -> int:
+    return -(-address // PAGE_SIZE) * PAGE_SIZE

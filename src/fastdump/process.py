@@ -1,0 +1,359 @@
+"""A live process, by its pid: identity, regions, descriptors.
+
+Consistency: none. The target runs on while it is read, so two bytes may be of two moments.
+Page visibility: only pages that its page tables hold (present or swapped) are read from the
+process; what is absent is known to be zero, or is read from the mapped file behind it. No
+page of the target is touched that it has not touched itself, so it does not grow.
+
+See proc(5), process_vm_readv(2), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from fastdump import _native
+from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
+from fastdump.region import Region, parse_maps
+
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_CAP_SYS_PTRACE = 19  # linux/capability.h
+
+
+class Growth(NamedTuple):
+    """What a process costs its host, in bytes: VmRSS, VmPTE and VmSwap of proc_pid_status(5)."""
+
+    rss: int
+    pte: int
+    swap: int
+
+
+class LiveProcess:
+    """The memory of process *pid* as it is now. A context manager; threads may share it.
+
+    Raises:
+        SourceGone: There is no such process, or it has exited.
+        NotPermitted: The kernel does not let us read it; the message says why.
+        UsageError: It is a kernel thread.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._closing = contextlib.ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _open(self) -> None:
+        pid = self.pid
+        try:
+            pidfd = os.pidfd_open(pid)
+            self._closing.callback(os.close, pidfd)
+            fields = _stat_fields(f"/proc/{pid}")
+        except (ProcessLookupError, FileNotFoundError, OverflowError):
+            raise SourceGone(f"no process {pid}", "ps -e lists the processes") from None
+        except OSError as error:
+            # pidfd_open gives EINVAL (ENOENT since 6.15) for a thread that is no leader.
+            if error.errno != errno.EINVAL or not Path(f"/proc/{pid}").exists():
+                raise SourceGone(f"no process {pid}: {error.strerror}") from None
+            leader = _status(f"/proc/{pid}").get("Tgid", "?")
+            raise UsageError(
+                f"{pid} is a thread, not a process", f"its process is {leader}"
+            ) from None
+        self.start_time = int(fields[19])  # field 22: against the reuse of the pid
+        if int(fields[6]) & _PF_KTHREAD:
+            raise UsageError(f"process {pid} is a kernel thread: it has no memory of its own")
+        self.tid = pid
+        if fields[0] in "ZX":
+            self.tid = self._living_thread()
+        # A leader that called pthread_exit has no memory of its own; another thread does.
+        self._proc = f"/proc/{self.tid}"
+        try:
+            mem = os.open(f"{self._proc}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            self._closing.callback(os.close, mem)
+            pagemap = os.open(f"{self._proc}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._closing.callback(os.close, pagemap)
+            self._start_stack = int(_stat_fields(self._proc)[25])
+            self.memory = _native.Memory(self.tid, mem, pagemap)
+        except (PermissionError, _native.MemoryGone) as error:
+            raise self._refused(error) from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise self.gone() from None
+
+    def __enter__(self) -> LiveProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    # Identity
+
+    def gone(self) -> SourceGone:
+        """The error for a target that exited or called exec, by what is there now."""
+        try:
+            fields = _stat_fields(f"/proc/{self.pid}")
+            same = int(fields[19]) == self.start_time and fields[0] not in "ZX"
+        except OSError:
+            same = False
+        if same:
+            return SourceGone(
+                f"process {self.pid} called exec: the memory it had is gone",
+                "run the command again to see the new program",
+            )
+        return SourceGone(f"process {self.pid} has exited")
+
+    def check(self) -> None:
+        """Raise SourceGone unless the address space opened is still this process's.
+
+        /proc/PID/mem tells an exit or exec, unless another process shares the memory
+        (vfork, CLONE_VM); then the place of the stack, random for each exec, tells.
+        """
+        try:
+            same = int(_stat_fields(self._proc)[25]) == self._start_stack
+        except OSError:
+            same = False
+        if not same or not self.memory.alive:
+            raise self.gone()
+
+    def _living_thread(self) -> int:
+        try:
+            for name in os.listdir(f"/proc/{self.pid}/task"):
+                if _stat_fields(f"/proc/{self.pid}/task/{name}")[0] not in "ZX":
+                    return int(name)
+        except OSError:
+            pass
+        raise SourceGone(f"process {self.pid} has exited (it waits for its parent to reap it)")
+
+    def _refused(self, error: Exception) -> NotPermitted | SourceGone:
+        try:
+            status = _status(self._proc)
+            owner = os.stat(self._proc).st_uid
+        except OSError:
+            return self.gone()
+        if isinstance(error, _native.MemoryGone):
+            return self.gone()
+        return NotPermitted(
+            f"not permitted to read process {self.pid}: " + _why(self.pid, status, owner),
+            _hint(status),
+        )
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """Who the target is: for the manifest."""
+        fields = _stat_fields(f"/proc/{self.pid}")
+        status = _status(f"/proc/{self.pid}")
+        boot = next(
+            int(line.split()[1]) for line in _read("/proc/stat").split("\n") if "btime" in line
+        )
+        return {
+            "pid": self.pid,
+            "ppid": int(fields[1]),
+            "comm": self.comm,
+            "exe": self.exe,
+            "cmdline": self.cmdline,
+            "uid": int(status["Uid"].split()[0]),
+            "gid": int(status["Gid"].split()[0]),
+            "threads": int(status["Threads"]),
+            "start_time": boot + self.start_time / os.sysconf("SC_CLK_TCK"),
+        }
+
+    @property
+    def comm(self) -> str:
+        return _read(f"/proc/{self.pid}/comm").rstrip("\n")
+
+    @property
+    def exe(self) -> str:
+        """The executable's path as the kernel gives it, empty where it may not be asked."""
+        try:
+            return os.readlink(f"{self._proc}/exe")
+        except OSError:
+            return ""
+
+    @property
+    def cmdline(self) -> list[str]:
+        return _read(f"{self._proc}/cmdline").rstrip("\0").split("\0")
+
+    def stat_fields(self) -> list[str]:
+        """proc_pid_stat(5) from field 3 (state) on."""
+        return _stat_fields(self._proc)
+
+    def status(self) -> dict[str, str]:
+        """proc_pid_status(5)."""
+        return _status(self._proc)
+
+    def auxv(self) -> bytes:
+        """The auxiliary vector, see getauxval(3)."""
+        return Path(f"{self._proc}/auxv").read_bytes()
+
+    def growth(self) -> Growth:
+        """What the target costs its host now."""
+        status = self.status()
+        return Growth(*(_bytes(status, key) for key in ("VmRSS", "VmPTE", "VmSwap")))
+
+    # Regions
+
+    def regions(self) -> list[Region]:
+        """The lines of ``/proc/PID/maps`` as they are now, in address order."""
+        try:
+            regions = parse_maps(_read(f"{self._proc}/maps"))
+        except OSError:
+            regions = []
+        if not regions:  # the maps of a dead process are empty
+            raise self.gone()
+        return regions
+
+    def open_mapped(self, region: Region) -> int:
+        """A descriptor of the file that *region* maps; the caller closes it.
+
+        ``map_files`` reaches deleted and replaced files and those of other mount namespaces
+        (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE); else the target's own root, and
+        the device and inode must be the same. Never the path on this host.
+
+        Raises:
+            OSError: It cannot be opened, or another file has its name now.
+        """
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        link = f"{self._proc}/map_files/{region.start:x}-{region.end:x}"
+        try:
+            fd = os.open(link, flags)
+        except OSError:
+            fd = os.open(f"{self._proc}/root{region.path}", flags | os.O_NOFOLLOW)
+            found = os.fstat(fd)
+            dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+            if (dev, found.st_ino) != region.file_key:
+                os.close(fd)
+                raise OSError(errno.ESTALE, "another file has this name now") from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # nothing but a plain read may follow
+            os.close(fd)
+            raise OSError(errno.ENODEV, "not a regular file")
+        return fd
+
+    def thread_stack_pointers(self) -> list[int]:
+        """An address in the stack of each thread but the first, where the kernel tells.
+
+        Of a thread that waits in the kernel, ``syscall`` has the stack pointer. Of one that
+        runs, the robust futex list lies in glibc's ``struct pthread``, on top of its stack.
+        """
+        found = []
+        try:
+            threads = [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+        except OSError:
+            return []
+        for tid in threads:
+            if tid == self.pid:
+                continue
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                found.append(int(_read(f"/proc/{self.pid}/task/{tid}/syscall").split()[-2], 16))
+            found.append(_native.robust_list(tid))
+        return [address for address in found if address]
+
+    def userfault_ranges(self) -> set[int]:
+        """The start addresses of regions where a missing page would block a reader for ever.
+
+        Only smaps tells them, and smaps is slow on large heaps, so it is read only when the
+        target has a userfaultfd open (userfaultfd(2), VmFlags ``um`` and ``uw``).
+        """
+        try:
+            links = [os.readlink(entry.path) for entry in os.scandir(f"{self._proc}/fd")]
+        except OSError:
+            links = []
+        if "anon_inode:[userfaultfd]" not in links:
+            return set()
+        found: set[int] = set()
+        start = 0
+        for line in _read(f"{self._proc}/smaps").split("\n"):
+            head = line.split(" ", 1)[0]
+            if "-" in head and not head.endswith(":"):
+                start = int(head.partition("-")[0], 16)
+            elif head == "VmFlags:" and {"um", "uw", "ui"} & set(line.split()):
+                found.add(start)
+        return found
+
+    # Source
+
+    def read_into(self, address: int, buffer: bytearray | memoryview, flags: int = 0) -> int:
+        """Read 1 to ``len(buffer)`` bytes at *address*.
+
+        Raises:
+            FaultError: The first byte is unreadable.
+            SourceGone: The target exited or called exec.
+        """
+        try:
+            return self.memory.read_into(address, buffer, flags)
+        except _native.MemoryGone:
+            raise self.gone() from None
+        except OSError as error:
+            raise FaultError(address, error.errno or 0) from None
+
+
+def _read(path: str) -> str:
+    # Names and paths are bytes to the kernel; surrogates keep those that are no UTF-8.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
+def _stat_fields(proc: str) -> list[str]:
+    """proc_pid_stat(5) from field 3 on: field 2, the name, may hold spaces and brackets."""
+    return _read(f"{proc}/stat").rpartition(")")[2].split()
+
+
+def _status(proc: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in _read(f"{proc}/status").split("\n"))
+    return {key: value.strip() for key, _, value in lines}
+
+
+def _bytes(status: dict[str, str], key: str) -> int:
+    return int(status.get(key, "0 kB").split()[0]) * 1024
+
+
+def _capabilities(status: dict[str, str]) -> int:
+    return int(status.get("CapEff", "0"), 16)
+
+
+def _why(pid: int, status: dict[str, str], owner: int) -> str:
+    """Why ptrace(2)'s "ptrace access mode checking" refuses us, most specific first."""
+    ours = _status("/proc/self")
+    uid = os.geteuid()
+    target_uids = {int(u) for u in status["Uid"].split()[:3]}
+    if target_uids != {uid}:
+        their_user = status["Uid"].split()[0]
+        reason = f"it belongs to user {their_user}, you are user {uid}"
+        if _capabilities(ours) >> _CAP_SYS_PTRACE & 1 and not _same_user_namespace(pid):
+            return "it lives in another user namespace"
+        return reason
+    if not _same_user_namespace(pid):
+        return "it lives in another user namespace"
+    if owner != uid:
+        return "it is not dumpable (it changed its identity, or asked so with prctl)"
+    try:
+        scope = int(_read("/proc/sys/kernel/yama/ptrace_scope"))
+    except OSError:
+        scope = 0
+    if scope:
+        return f"Yama allows it to its own parents only (kernel.yama.ptrace_scope is {scope})"
+    if _capabilities(status) & ~_capabilities(ours):
+        return "it has capabilities that you have not"
+    tracer = status.get("TracerPid", "0")
+    if tracer != "0":
+        return f"it is traced by process {tracer}"
+    return "a security module or a seccomp filter forbids it"
+
+
+def _hint(status: dict[str, str]) -> str:
+    tracer = status.get("TracerPid", "0")
+    hint = "run it as root, or give it CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)"
+    return hint + (f"; it is traced by process {tracer} already" if tracer != "0" else "")
+
+
+def _same_user_namespace(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
+    except OSError:
+        return True  # not readable: no evidence

@@ -1,0 +1,184 @@
+"""Raw dumps: a folder of plain pieces of memory and ``manifest.json``.
+
+``raw`` has one sparse file a region, ``PID_mem_START.bin`` (START as in maps), byte for byte what
+``dd`` gives. ``raw-lz4`` has one ``.bin.lz4`` for each run of data instead: absent memory would
+cost a compressed file 1 byte in 255, 8 GB for a reservation of 2 TB, so that it is split there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
+from fastdump.elfcore import MAX_RUNS, MIN_GAP
+from fastdump.lz4core import FRAME_SIZE, Compressor
+from fastdump.output import PartFolder, Stream, hole_size
+from fastdump.survey import Survey, piece_size, pieces_of
+
+MANIFEST_NAME = "manifest.json"
+# A small file is one write; O_DIRECT would wait for the disk for each.
+_DIRECT_FROM = 1 << 20
+
+
+class Piece(NamedTuple):
+    """What one thread copies at a time, and into which file."""
+
+    name: str
+    slices: list[Slice]
+    length: int  # of the file, in bytes
+    last: bool = False  # of its file
+
+
+class Raw:
+    """Writes ``--format raw``."""
+
+    buffer_size = BLOCK_SIZE
+    emit = None
+
+    def __init__(self, folder: PartFolder) -> None:
+        self._folder = folder
+        self._files: dict[int, list[dict[str, object]]] = {}
+        self._buffered: list[str] = []
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
+        runs = survey.runs(MIN_GAP, MAX_RUNS)
+        flat = [s for found in runs for s in found]
+        survey.count_all_but(flat)
+        size = piece_size(sum(s.length for s in flat), threads)
+        pieces = []
+        for region, choice, found in zip(survey.regions, survey.choices, runs, strict=True):
+            if not choice.included:
+                continue
+            name = f"{survey.process.pid}_mem_{region.start:x}.bin"
+            self._files[region.start] = [_entry(name, region.start, region.end)]
+            if region.length < _DIRECT_FROM:
+                self._buffered.append(name)
+            parts = list(pieces_of(found, size)) or [[]]
+            pieces += [Piece(name, part, region.length) for part in parts]
+        return iter(pieces)
+
+    def work(self, copier: Copier, piece: Piece) -> None:
+        fd = self._folder.open(piece.name)
+        try:
+            os.ftruncate(fd, piece.length)
+            if piece.slices:
+                hole = hole_size(fd) if piece.length >= _DIRECT_FROM else PAGE_SIZE
+                copier.write(piece.slices, fd, hole)
+        finally:
+            os.close(fd)
+
+    def finish(self, manifest: dict[str, object]) -> int:
+        self._write_manifest(manifest)
+        self._folder.sync()
+        for name in self._buffered:
+            fd = self._folder.open(name)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+        size = self._folder.size()
+        self._folder.commit()
+        return size
+
+    def keep(self, manifest: dict[str, object]) -> str:
+        self._write_manifest(manifest)
+        return self._folder.keep()
+
+    def abort(self) -> None:
+        self._folder.abort()
+
+    def _write_manifest(self, manifest: dict[str, object]) -> None:
+        _write_manifest(self._folder, manifest, self._files)
+
+
+class RawLz4:
+    """Writes ``--format raw-lz4``."""
+
+    buffer_size = FRAME_SIZE
+
+    def __init__(self, folder: PartFolder, level: int = 1) -> None:
+        self._folder = folder
+        self._compressor = Compressor(level)
+        self._files: dict[int, list[dict[str, object]]] = {}
+        self._stream: Stream | None = None
+
+    def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
+        runs = survey.runs(MIN_GAP, MAX_RUNS)
+        survey.count_all_but(s for found in runs for s in found)
+        pid = survey.process.pid
+        for region, found in zip(survey.regions, runs, strict=True):
+            for s in found:
+                entry = _entry(_lz4_name(pid, s), s.address, s.address + s.length)
+                self._files.setdefault(region.start, []).append(entry)
+        return self._pieces(pid, runs)
+
+    def _pieces(self, pid: int, runs: list[list[Slice]]) -> Iterator[Piece]:
+        for found in runs:
+            for s in found:
+                name, end = _lz4_name(pid, s), s.address + s.length
+                for part in pieces_of([s], FRAME_SIZE):
+                    last = part[-1].address + part[-1].length == end
+                    yield Piece(name, part, s.length, last)
+
+    def work(self, copier: Copier, piece: Piece) -> tuple[Piece, bytes]:
+        content, _ = copier.fill(piece.slices)
+        return piece, self._compressor.frame(content)
+
+    def emit(self, result: tuple[Piece, bytes]) -> None:
+        piece, frame = result
+        if self._stream is None:
+            fd = self._folder.open(piece.name)
+            self._stream = Stream(fd, direct=piece.length >= _DIRECT_FROM)
+        self._stream.write(frame)
+        if piece.last:
+            self._close()
+
+    def finish(self, manifest: dict[str, object]) -> int:
+        _write_manifest(self._folder, manifest, self._files)
+        size = self._folder.size()
+        self._folder.commit()
+        return size
+
+    def keep(self, manifest: dict[str, object]) -> str:
+        self._close()
+        _write_manifest(self._folder, manifest, self._files)
+        return self._folder.keep()
+
+    def abort(self) -> None:
+        if self._stream:
+            with contextlib.suppress(OSError):
+                os.close(self._stream.fd)
+        self._folder.abort()
+
+    def _close(self) -> None:
+        if self._stream:
+            stream, self._stream = self._stream, None
+            try:
+                stream.flush()
+            finally:
+                os.close(stream.fd)
+
+
+def _entry(name: str, start: int, end: int) -> dict[str, object]:
+    return {"name": name, "start": f"{start:#x}", "end": f"{end:#x}"}
+
+
+def _lz4_name(pid: int, run: Slice) -> str:
+    return f"{pid}_mem_{run.address:x}.bin.lz4"
+
+
+def _write_manifest(
+    folder: PartFolder,
+    manifest: dict[str, object],
+    files: dict[int, list[dict[str, object]]],
+) -> None:
+    """The manifest with the files of each region in it."""
+    regions = manifest["regions"]
+    assert isinstance(regions, list)
+    for region in regions:
+        region["files"] = files.get(int(region["start"], 16), [])
+    fd = folder.open(MANIFEST_NAME)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        json.dump(manifest, file, indent=1)

@@ -1,0 +1,189 @@
+"""A survey: everything known of a target before the first byte is read.
+
+Regions, labels, what is selected of each and why, what the page tables hold. It touches no page of
+the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+
+from fastdump import _native
+from fastdump._native import Copier, Gap, Residency, Slice, Tally
+from fastdump.headroom import headroom
+from fastdump.labels import Kind, Label, label_regions
+from fastdump.process import LiveProcess
+from fastdump.region import Range, Region
+from fastdump.selection import Choice, Part, Preset, Rule, select, slices_of
+
+# One call into C: long enough that Python costs nothing, short enough to share out and to stop.
+_PIECE_SIZE = 64 << 20
+
+
+class Survey:
+    """What is to be read of *process*, and how.
+
+    Attributes:
+        regions, labels, choices, residency: One of each a region, in address order.
+        slices: What is selected of each region; offsets are those in the region.
+        swapped: Bytes of the selection that are swapped out.
+        read_swapped: Whether they are read.
+        headroom: Free bytes of the host and of the target's cgroup; None if nothing is swapped.
+        tally, gaps: What is accounted for without copying, see :meth:`count_all_but`.
+
+    Args:
+        swap: Read swapped memory: True, False, or None for "if the headroom allows it".
+
+    Raises:
+        SourceGone: The target exited or called exec.
+    """
+
+    def __init__(
+        self,
+        process: LiveProcess,
+        preset: Preset,
+        rules: Sequence[Rule] = (),
+        *,
+        with_libraries: bool = False,
+        swap: bool | None = None,
+    ) -> None:
+        self.process = process
+        self.preset, self.rules, self.with_libraries = preset, tuple(rules), with_libraries
+        self.swap_asked = swap is not None
+        self.regions = process.regions()
+        self.labels = label_regions(process, self.regions)
+        self.choices = select(self.regions, self.labels, preset, rules, with_libraries)
+        self.residency = residency_of(process, self.regions)
+        self.tally = Tally()
+        self.gaps: list[Gap] = []
+        self._files: dict[tuple[str, int], int] = {}
+        self.swapped = sum(
+            r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
+        )
+        self.headroom = headroom(process.pid) if self.swapped else None
+        self.read_swapped = bool(swap)
+        if swap is None:
+            self.read_swapped = self.headroom is None or self.headroom > self.swapped
+        userfault = process.userfault_ranges()
+        self.slices = [
+            slices_of(
+                region,
+                choice,
+                self._file_of(region, label, choice),
+                swapped=self.read_swapped,
+                userfault=region.start in userfault,
+            )
+            for region, label, choice in zip(self.regions, self.labels, self.choices, strict=True)
+        ]
+        self.selected = sum(s.length for slices in self.slices for s in slices)
+
+    def close(self) -> None:
+        """Close the mapped files that it opened."""
+        for fd in self._files.values():
+            if fd >= 0:
+                os.close(fd)
+        self._files.clear()
+
+    def _file_of(self, region: Region, label: Label, choice: Choice) -> int | None:
+        """The file that has what is absent of a region; None if it cannot be opened."""
+        wanted = choice.part is Part.WHOLE or choice.header
+        if not wanted or not region.has_file or label.kind is Kind.ANONYMOUS:
+            return -1
+        if region.file_key not in self._files:
+            if not self._files:
+                _raise_descriptor_limit()
+            fd = -1
+            with contextlib.suppress(OSError):
+                fd = self.process.open_mapped(region)
+            self._files[region.file_key] = fd
+        fd = self._files[region.file_key]
+        return fd if fd >= 0 else None
+
+    @property
+    def present(self) -> int:
+        """Bytes of the included regions that are in RAM, the zero page left out."""
+        return sum(
+            r.present for r, c in zip(self.residency, self.choices, strict=True) if c.included
+        )
+
+    def runs(self, min_gap: int, limit: int) -> list[list[Slice]]:
+        """The slices that hold data, for each region, in address order.
+
+        Absent runs shorter than *min_gap* bytes are inside, and longer ones too where there
+        would be more than *limit* slices without.
+        """
+        flat = [s for slices in self.slices for s in slices]
+        runs = iter(self.process.memory.runs(flat, min_gap, limit))
+        run = next(runs, None)
+        result = []
+        for slices in self.slices:
+            found = []
+            for s in slices:
+                while run and s.address <= run.start < s.address + s.length:
+                    found.append(s.part(run.start - s.address, run.end - run.start))
+                    run = next(runs, None)
+            result.append(found)
+        assert run is None, "a run outside of the selection"
+        return result
+
+    def count_all_but(self, copied: Iterable[Slice]) -> None:
+        """Account for the rest of the selection, which is not copied: it holds no data."""
+        copied = iter(copied)
+        run = next(copied, None)
+        rest = []
+        for slices in self.slices:
+            for s in slices:
+                done = 0
+                while run and s.address <= run.address < s.address + s.length:
+                    rest.append(s.part(done, run.address - s.address - done))
+                    done = run.address + run.length - s.address
+                    run = next(copied, None)
+                rest.append(s.part(done, s.length - done))
+        counter = Copier(self.process.memory, size=_native.PAGE_SIZE)
+        counter.count([s for s in rest if s.length])
+        self.tally, self.gaps = counter.tally, counter.gaps
+
+
+def residency_of(process: LiveProcess, regions: Sequence[Region]) -> list[Residency]:
+    """What the page tables hold of each region; zeros for pages of the kernel."""
+    ranges = [
+        Range(r.start, r.end) if r.end < 1 << 63 else Range(0, 0)  # [vsyscall]
+        for r in regions
+    ]
+    try:
+        return process.memory.residency(ranges)
+    except _native.MemoryGone:
+        raise process.gone() from None
+
+
+def pieces_of(slices: Iterable[Slice], size: int) -> Iterator[list[Slice]]:
+    """Cut and gather *slices* into lists of *size* bytes, the last one shorter."""
+    piece: list[Slice] = []
+    room = size
+    for s in slices:
+        done = 0
+        while done < s.length:
+            part = s.part(done, min(room, s.length - done))
+            piece.append(part)
+            done += part.length
+            room -= part.length
+            if not room:
+                yield piece
+                piece, room = [], size
+    if piece:
+        yield piece
+
+
+def piece_size(length: int, threads: int) -> int:
+    """The size of a piece, in bytes, so that all threads are busy to the end."""
+    share = length // (threads * 8)
+    return min(max(share & ~(_native.BLOCK_SIZE - 1), 4 << 20), _PIECE_SIZE)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
