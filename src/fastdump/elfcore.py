@@ -97,7 +97,7 @@ def lay_out(survey: Survey) -> CoreLayout:
         raise UsageError(f"no ELF core for {platform.machine()}", "use --format raw")
     process, regions = survey.process, survey.regions
     runs = survey.runs(MIN_GAP, MAX_RUNS)
-    plain = []  # (flags, start, end, has bytes)
+    plain: list[tuple[int, int, int, Slice | None]] = []  # p_flags, start, end, its bytes
     for region, found in zip(regions, runs, strict=True):
         flags = sum(
             flag for flag, letter in ((_PF_R, "r"), (_PF_W, "w"), (_PF_X, "x"))
@@ -114,7 +114,8 @@ def lay_out(survey: Survey) -> CoreLayout:
     notes = _notes(process, regions)
     header_size = _EHDR.size + (len(plain) + 1) * _PHDR.size + len(notes)
     offset = start = -(-header_size // PAGE_SIZE) * PAGE_SIZE
-    segments, slices = [], []
+    segments: list[Segment] = []
+    slices: list[Slice] = []
     for flags, vaddr, end, slice_ in plain:
         segments.append(Segment(flags, offset, vaddr, end - vaddr if slice_ else 0, end - vaddr))
         if slice_:

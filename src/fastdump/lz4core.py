@@ -44,8 +44,6 @@ class Compressor:
 
     def frame(self, content: memoryview | bytes) -> bytes:
         """One LZ4 frame, with content size and checksum."""
-        import lz4.frame
-
         # Zero pages are what sparse memory is full of: the frame of a run is made once.
         if _native.is_zero(content):
             known = self._zeros.get(len(content))

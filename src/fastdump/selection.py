@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Sequence
 from enum import Enum
@@ -139,7 +140,7 @@ def _by_rules(
     inside = [cut for cut in cuts if region.start < cut < region.end]
     edges = [region.start, *inside, region.end]
     found = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         piece, choice = region._replace(start=start, end=end), default
         for rule in rules:
             if matches(rule.pattern, piece, label):

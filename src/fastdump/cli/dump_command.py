@@ -1,0 +1,228 @@
+"""``fastdump dump``: the main job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from fastdump.cli.options import OrderedCommand, preset_of, rules_of, selection_options
+from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
+from fastdump.errors import UsageError
+from fastdump.output import check_free
+from fastdump.plan import Plan, make_plan
+from fastdump.process import LiveProcess
+from fastdump.survey import Survey
+from fastdump.text import printable, size
+
+
+def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if not -65537 <= value <= 12 or value == 0:
+        raise click.BadParameter("1 to 12, or negative for acceleration")
+    return value
+
+
+@click.command(name="dump", cls=OrderedCommand)
+@click.argument("pid", type=int)
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="File or folder to write; - streams to standard output (core, lz4).  "
+    "[default: PID.core.lz4, PID.core, PID.raw, PID.raw-lz4]",
+)
+@click.option(
+    "-f",
+    "--format",
+    type=click.Choice(list(FORMATS)),
+    default="lz4",
+    show_default=True,
+    help="lz4: an ELF core in LZ4 frames. core: an ELF core for gdb and others. raw: a folder "
+    "with one file a region, as dd gives it. raw-lz4: the same, compressed. "
+    "null: read only, to measure.",
+)
+@selection_options
+@click.option(
+    "--swap/--no-swap",
+    default=None,
+    help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
+    "[default: read it while the host and the target's cgroup have room]",
+)
+@click.option(
+    "--level",
+    default=1,
+    show_default=True,
+    callback=_check_level,
+    help="LZ4 level as of lz4(1): 1 is fast, 3 to 12 is smaller, negative is faster still.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    default=None,
+    help="Threads that read and compress.  [default: the CPUs, at most 16]",
+)
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--plan", is_flag=True, help="Say what would be read and written; read a small sample only."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report (or plan) as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no report; errors only.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    pid: int,
+    output: str | None,
+    format: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    everything: bool,
+    with_libraries: bool,
+    swap: bool | None,
+    level: int,
+    threads: int | None,
+    force: bool,
+    plan: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Dump the memory of the live process PID. It is not stopped, and does not grow.
+
+    By default: private writable memory without that of libraries, and what a debugger needs
+    besides. Only pages that the process really holds are read; what could not be read is
+    reported as a gap, and the exit code is then 3.
+    """
+    begun = time.perf_counter()
+    preset, default_name = FORMATS[format]
+    if output is None:
+        output = default_name.format(pid=pid)
+    if format == "null":
+        output = ""
+    elif output == "-" and sys.stdout.isatty() and not plan:
+        raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
+    if output not in ("-", "") and not plan:
+        check_free(Path(output), force)
+    threads = threads or default_threads()
+    with LiveProcess(pid) as process:
+        survey = Survey(
+            process,
+            preset_of(preset, everything),
+            rules_of(ctx, include, exclude),
+            with_libraries=with_libraries,
+            swap=swap,
+        )
+        with contextlib.closing(survey):
+            if plan:
+                _print_plan(make_plan(survey, format, output, threads, level), output, as_json)
+                return 0
+            if survey.swapped and not survey.read_swapped and swap is None:
+                _warn_swapped(survey)
+            writer, name = open_writer(format, output, force=force, level=level)
+            with _progress(quiet or as_json) as progress:
+                report = dump(
+                    survey, writer, name, format, threads=threads, begun=begun, progress=progress
+                )
+    stream = sys.stderr if output == "-" else sys.stdout
+    if as_json:
+        print(json.dumps(report.as_dict()), file=stream)
+    elif not quiet:
+        print("\n".join(_report_lines(report)), file=stream)
+    if report.exit_code:
+        lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
+        click.echo(f"fastdump: incomplete: {size(lost)} could not be read (see gaps)", err=True)
+    return report.exit_code
+
+
+def _warn_swapped(survey: Survey) -> None:
+    click.echo(
+        f"fastdump: {size(survey.swapped)} are swapped out, and left out: reading them brings "
+        f"them back into RAM, and only {size(survey.headroom or 0)} are free\n"
+        "  hint: --swap reads them all the same, --no-swap accepts it",
+        err=True,
+    )
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, else nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_plan(plan: Plan, output: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(plan.as_dict()))
+        return
+    print(f"selected   {size(plan.selected)} of addresses")
+    print(f"to read    {size(plan.present)} in RAM, {size(plan.zero)} known zeros (not read)")
+    if plan.swapped:
+        does = "would be read" if plan.read_swapped else "would be left out"
+        print(f"swapped    {size(plan.swapped)}, {does}; {size(plan.headroom or 0)} free")
+    print(f"to write   about {size(plan.size)} (ratio {plan.ratio} in {size(plan.sampled)})")
+    print(f"time       about {plan.seconds} s with {plan.threads} threads, the disk not counted")
+    if plan.free is not None:
+        fits = "enough" if plan.fits else "NOT enough"
+        print(f"free       {size(plan.free)} at {printable(output)}: {fits}")
+
+
+def _report_lines(report: DumpReport) -> Iterator[str]:
+    totals, seconds = report.totals, report.seconds
+    copied = totals["read"] + totals["file"]
+    if report.output:
+        ratio = f", ratio {report.ratio:.2f}" if report.ratio else ""
+        yield f"{printable(report.output)}: {size(report.size)}{ratio}"
+    yield f"  selected  {size(totals['selected'])}"
+    yield f"  read      {size(totals['read'])}"
+    for key, text in (
+        ("file", "from the mapped files: not in the process's memory"),
+        ("zero", "zero pages, known without reading"),
+        ("absent", "never touched: zeros"),
+        ("clean", "the same in the file on disk, left out"),
+    ):
+        if totals[key]:
+            yield f"  {key:<9} {size(totals[key])} ({text})"
+    if report.swapped:
+        what = "left out" if report.swapped_left_out else "read back into its RAM"
+        yield f"  swapped   {size(report.swapped)} ({what})"
+    for reason, length in report.gap_bytes.items():
+        yield f"  gap       {size(length)}: {reason}"
+    for note in report.notes:
+        yield f"  note      {printable(note)}"
+    copying = seconds["copy"]
+    yield (
+        f"  time      {seconds['total']:.2f} s: survey {seconds['survey']:.2f}, "
+        f"layout {seconds['layout']:.2f}, copy {copying:.2f}, finish {seconds['finish']:.2f}"
+    )
+    if copying and copied:
+        rates = [f"copied {copied / copying / 1e9:.2f} GB/s"]
+        if seconds["read"]:
+            rates.append(f"reading alone {copied / seconds['read'] / 1e9:.2f} GB/s")
+        yield f"  speed     {', '.join(rates)}, {report.threads} threads"
+    if report.after:
+        rss = report.after.rss - report.before.rss
+        pte = report.after.pte - report.before.pte
+        yield f"  target    VmRSS {rss >> 10:+} KiB, VmPTE {pte >> 10:+} KiB since the start"

@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from fastdump.selection import Preset, Rule
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_RULES = "fastdump.rules"
+
+
+class OrderedCommand(click.Command):
+    """Keeps the order of ``--include`` and ``--exclude``, which click gives an option at a time."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[_RULES] = [p.name for p in order if p.name in ("include", "exclude")]
+        return super().parse_args(ctx, args)
+
+
+def rules_of(ctx: click.Context, include: Sequence[str], exclude: Sequence[str]) -> list[Rule]:
+    """The rules in the order of the command line."""
+    patterns = {"include": iter(include), "exclude": iter(exclude)}
+    return [Rule(name == "include", next(patterns[name])) for name in ctx.meta[_RULES]]
+
+
+def preset_of(default: Preset, everything: bool) -> Preset:
+    return Preset.ALL if everything else default
+
+
+def selection_options(command: Command) -> Command:
+    """What is selected: the same for every command that reads memory."""
+    for option in (
+        click.option(
+            "--exclude",
+            multiple=True,
+            metavar="RULE",
+            help="Leave out what RULE matches.",
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="RULE",
+            help="Take in what RULE matches: a label (heap, library, 'shared memory' ...), a path "
+            "or its last part with wildcards (libc.so.6, '/usr/lib/*'), permissions (rw-p, ? "
+            "for any), or addresses (7f00-7f80). Of several rules the last that matches wins.",
+        ),
+        click.option("--all", "everything", is_flag=True, help="All that can be read."),
+        click.option(
+            "--with-libraries",
+            is_flag=True,
+            help="The writable memory of libraries too, not only what they modified.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,35 @@
+"""Text for people: sizes, and text from a target made safe for a terminal."""
+
+from __future__ import annotations
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def printable(text: str) -> str:
+    """*text* with every character that is not printable as an escape.
+
+    Paths and names are the target's: they must not reach a terminal as control codes, and
+    bytes that are no UTF-8 (surrogates here) cannot be written at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape, PEP 383
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def size(length: int) -> str:
+    """*length* bytes in binary units, in at most 9 characters."""
+    value = float(length)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    if unit == "B":
+        return f"{length} B"
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
