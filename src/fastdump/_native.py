@@ -163,6 +163,7 @@ class Memory:
         grow with a badly scattered target.
         """
         c_slices = _c_slices(slices)
+        min_gap = max(min_gap, PAGE_SIZE)
         capacity = limit + len(slices)
         result = ffi.new("struct fastdump_range[]", capacity)
         while True:

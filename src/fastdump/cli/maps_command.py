@@ -45,7 +45,7 @@ _SORTS: dict[str, Callable[[Row], Any]] = {
     "label": lambda row: (row.label.kind.value, row.label.module),
     "path": lambda row: row.region.path,
 }
-_HEAD = ("address", "size", "resident", "swapped", "perms", "label", "dump", "path", "why")
+_HEAD = ("address", "size", "resident", "swapped", "perms", "label", "dump", "why", "path")
 
 
 @click.command(name="maps", cls=OrderedCommand)
@@ -158,8 +158,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         region.perms,
         row.label.kind.value,
         row.choice.part.value if row.choice.included else "-",
-        printable(path),
         printable(why),
+        printable(path),
     )
 
 
