@@ -59,8 +59,7 @@ struct work {
     pthread_barrier_t ready;
 };
 
-static _Noreturn void die(const char *format, ...)
-{
+static _Noreturn void die(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     fputs("bare: ", stderr);
@@ -70,15 +69,13 @@ static _Noreturn void die(const char *format, ...)
     exit(1);
 }
 
-static double now(void)
-{
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static uint64_t parse_number(const char *text)
-{
+static uint64_t parse_number(const char *text) {
     char *end;
     errno = 0;
     uint64_t value = strtoull(text, &end, 0);
@@ -88,8 +85,7 @@ static uint64_t parse_number(const char *text)
 }
 
 /* Bytes that no storage can shrink; the seed makes each thread's buffer differ. */
-static void fill_with_noise(unsigned char *buffer, size_t length, uint64_t seed)
-{
+static void fill_with_noise(unsigned char *buffer, size_t length, uint64_t seed) {
     uint64_t x = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
     for (size_t i = 0; i + sizeof x <= length; i += sizeof x) {
         x ^= x << 13;
@@ -99,8 +95,7 @@ static void fill_with_noise(unsigned char *buffer, size_t length, uint64_t seed)
     }
 }
 
-static void read_exactly(pid_t pid, uint64_t address, unsigned char *buffer, size_t length)
-{
+static void read_exactly(pid_t pid, uint64_t address, unsigned char *buffer, size_t length) {
     for (size_t done = 0; done < length;) {
         struct iovec local = {buffer + done, length - done};
         struct iovec remote = {(void *)(uintptr_t)(address + done), length - done};
@@ -111,8 +106,7 @@ static void read_exactly(pid_t pid, uint64_t address, unsigned char *buffer, siz
     }
 }
 
-static void write_exactly(int fd, uint64_t offset, const unsigned char *buffer, size_t length)
-{
+static void write_exactly(int fd, uint64_t offset, const unsigned char *buffer, size_t length) {
     for (size_t done = 0; done < length;) {
         ssize_t n = pwrite(fd, buffer + done, length - done, (off_t)(offset + done));
         if (n <= 0)
@@ -121,8 +115,7 @@ static void write_exactly(int fd, uint64_t offset, const unsigned char *buffer, 
     }
 }
 
-static void do_piece(const struct work *work, const struct piece *piece, unsigned char *buffer)
-{
+static void do_piece(const struct work *work, const struct piece *piece, unsigned char *buffer) {
     for (uint64_t done = 0; done < piece->length; done += work->block) {
         uint64_t left = piece->length - done;
         size_t length = left < work->block ? (size_t)left : work->block;
@@ -137,8 +130,7 @@ static void do_piece(const struct work *work, const struct piece *piece, unsigne
     }
 }
 
-static void *run_thread(void *argument)
-{
+static void *run_thread(void *argument) {
     struct work *work = argument;
     unsigned char *buffer;
     if (posix_memalign((void **)&buffer, PAGE, work->block))
@@ -157,14 +149,12 @@ static void *run_thread(void *argument)
 }
 
 /* The piece size: about 16 pieces a thread, in whole MiB, between 4 and 64 MiB. */
-static uint64_t choose_piece_size(uint64_t total, unsigned threads)
-{
+static uint64_t choose_piece_size(uint64_t total, unsigned threads) {
     uint64_t size = total / (threads * UINT64_C(16)) / MIB * MIB;
     return size < 4 * MIB ? 4 * MIB : size > 64 * MIB ? 64 * MIB : size;
 }
 
-static void add_range(struct work *work, uint64_t start, uint64_t length, uint64_t piece_size)
-{
+static void add_range(struct work *work, uint64_t start, uint64_t length, uint64_t piece_size) {
     for (uint64_t done = 0; done < length; done += piece_size) {
         uint64_t left = length - done;
         uint64_t take = left < piece_size ? left : piece_size;
@@ -179,8 +169,7 @@ static void add_range(struct work *work, uint64_t start, uint64_t length, uint64
     }
 }
 
-static void read_ranges(struct work *work, const char *path, unsigned threads)
-{
+static void read_ranges(struct work *work, const char *path, unsigned threads) {
     FILE *file = path ? fopen(path, "r") : stdin;
     if (!file)
         die("%s: %s", path, strerror(errno));
@@ -209,8 +198,7 @@ static void read_ranges(struct work *work, const char *path, unsigned threads)
 }
 
 /* Our own memory to copy from, every page of it touched. */
-static uint64_t make_source(uint64_t length)
-{
+static uint64_t make_source(uint64_t length) {
     unsigned char *memory =
         mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
@@ -219,8 +207,7 @@ static uint64_t make_source(uint64_t length)
     return (uint64_t)(uintptr_t)memory;
 }
 
-static int open_output(const char *path, uint64_t length, bool direct)
-{
+static int open_output(const char *path, uint64_t length, bool direct) {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | (direct ? O_DIRECT : 0), 0600);
     if (fd < 0 || ftruncate(fd, (off_t)length))
         die("%s: %s", path, strerror(errno));
@@ -228,8 +215,7 @@ static int open_output(const char *path, uint64_t length, bool direct)
 }
 
 /* Does the work; returns the seconds it took. */
-static double run(struct work *work, unsigned threads, bool sync)
-{
+static double run(struct work *work, unsigned threads, bool sync) {
     pthread_t thread[MAX_THREADS];
     pthread_barrier_init(&work->ready, NULL, threads + 1);
     for (unsigned i = 0; i < threads; i++)
@@ -244,16 +230,14 @@ static double run(struct work *work, unsigned threads, bool sync)
     return now() - start;
 }
 
-static _Noreturn void usage(void)
-{
+static _Noreturn void usage(void) {
     fputs("usage: bare read PID | copy PID OUT | copy-direct PID OUT | write-direct OUT BYTES"
           " | memcpy BYTES\n            [--threads N] [--block BYTES] [--ranges FILE]\n",
           stderr);
     exit(2);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static const struct option options[] = {
         {"threads", required_argument, NULL, 't'},
         {"block", required_argument, NULL, 'b'},
@@ -264,10 +248,17 @@ int main(int argc, char **argv)
     const char *ranges = NULL;
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (option) {
-        case 't': threads = parse_number(optarg); break;
-        case 'b': block = parse_number(optarg); break;
-        case 'r': ranges = optarg; break;
-        default: usage();
+        case 't':
+            threads = parse_number(optarg);
+            break;
+        case 'b':
+            block = parse_number(optarg);
+            break;
+        case 'r':
+            ranges = optarg;
+            break;
+        default:
+            usage();
         }
     }
     char **operand = argv + optind;

@@ -66,7 +66,7 @@ def test_the_first_error_ends_it_and_tells_what_is_undone() -> None:
         crew.run()
     assert emitted == list(range(len(emitted)))
     assert len(emitted) <= 50
-    assert sorted(emitted + crew.undone()) == list(range(200))
+    assert sorted([*emitted, *crew.undone()]) == list(range(200))
 
 
 def test_an_error_of_emit_is_raised_too() -> None:

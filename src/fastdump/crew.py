@@ -47,8 +47,12 @@ class Crew(Generic[Item, Result, State]):
         self._error: BaseException | None = None
         self.stopped = False
 
-    def run(self) -> None:
+    def run(self, patience: float | None = None) -> None:
         """Do all of the work.
+
+        Args:
+            patience: Seconds to wait for the threads after an interrupt; None to the end. A write
+                to a pipe that nobody reads has none.
 
         Raises:
             BaseException: The first that work or emit raised in any thread, or
@@ -66,14 +70,15 @@ class Crew(Generic[Item, Result, State]):
         except BaseException:
             self._stop()
             for thread in threads:
-                thread.join(10)
+                thread.join(patience)
             raise
         if self._error is not None:
             raise self._error
 
-    def undone(self) -> list[Item]:
-        """The items that were not finished, after :meth:`run` raised."""
-        return [*self._under_way.values(), *self._items]
+    def undone(self) -> Iterator[Item]:
+        """The items that were not finished, in their order, after :meth:`run` raised."""
+        yield from self._under_way.values()
+        yield from self._items
 
     def _stop(self, error: BaseException | None = None) -> None:
         with self._turn:

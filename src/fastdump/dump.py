@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ FORMATS = {
 # Gaps that are no loss: the target itself cannot read there.
 EXPECTED_GAPS = frozenset({"past end of file", "guard page"})
 GONE = "target gone"
+STANDARD_OUTPUT = "standard output"
 
 
 class Writer(Protocol):
@@ -66,7 +67,7 @@ class Null:
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
         slices = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
         survey.count_all_but(slices)
-        return pieces_of(slices, piece_size(sum(s.length for s in slices), threads))
+        return pieces_of(slices, piece_size(survey.to_copy, threads))
 
     def work(self, copier: Copier, piece: list[Slice]) -> None:
         copier.discard(piece)
@@ -168,9 +169,9 @@ def open_writer(
         return Null(), ""
     if output == "-":
         if format == "lz4":
-            return Lz4Core(StandardOutput(), level), "standard output"
+            return Lz4Core(StandardOutput(), level), STANDARD_OUTPUT
         if format == "core":
-            return CoreStream(StandardOutput()), "standard output"
+            return CoreStream(StandardOutput()), STANDARD_OUTPUT
         raise UsageError(
             f"--format {format} is a folder and cannot be streamed", "use --format core or lz4"
         )
@@ -216,23 +217,20 @@ def dump(
     copiers: list[Copier] = []
     try:
         started = time.perf_counter()
-        pieces = list(writer.begin(survey, threads))
+        pieces = writer.begin(survey, threads)
         copiers = [Copier(process.memory, writer.buffer_size) for _ in range(threads)]
-        total = sum(_length(piece) for piece in pieces)
         done = 0
 
         def advance(piece: Any) -> None:
             nonlocal done
-            done += _length(piece)
-            progress(done, total)
+            done += sum(s.length for s in _slices(piece))
+            progress(done, survey.to_copy)
 
-        crew: Crew[Any, Any, Copier] = Crew(
-            iter(pieces), copiers, writer.work, writer.emit, advance
-        )
+        crew: Crew[Any, Any, Copier] = Crew(pieces, copiers, writer.work, writer.emit, advance)
         seconds["layout"] = time.perf_counter() - started
         started = time.perf_counter()
         try:
-            crew.run()
+            crew.run(patience=1 if output == STANDARD_OUTPUT else None)
             process.check()
         except (_native.MemoryGone, SourceGone):
             raise _kept(survey, writer, identity, copiers, crew.undone()) from None
@@ -280,9 +278,9 @@ def dump(
     )
 
 
-def _length(piece: Any) -> int:
+def _slices(piece: Any) -> Sequence[Slice]:
     slices: Sequence[Slice] = getattr(piece, "slices", piece)
-    return sum(s.length for s in slices)
+    return slices
 
 
 def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
@@ -291,7 +289,11 @@ def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
     for copier in copiers:
         tally.add(copier.tally)
         gaps += copier.gaps
-    gaps.sort()
+    return tally, _merged(sorted(gaps))
+
+
+def _merged(gaps: Iterable[Gap]) -> list[Gap]:
+    """Join gaps that follow one another for the same reason."""
     merged: list[Gap] = []
     for gap in gaps:
         last = merged[-1] if merged else None
@@ -299,7 +301,7 @@ def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
             merged[-1] = last._replace(end=gap.end)
         else:
             merged.append(gap)
-    return tally, merged
+    return merged
 
 
 def _kept(
@@ -307,16 +309,17 @@ def _kept(
     writer: Writer,
     identity: dict[str, object],
     copiers: Sequence[Copier],
-    undone: Sequence[Any],
+    undone: Iterator[Any],
 ) -> SourceGone:
     """Keep what was read before the target went away; the error that tells so."""
     tally, gaps = _sum(survey, copiers)
-    for piece in undone:
-        slices: Sequence[Slice] = getattr(piece, "slices", piece)
-        gaps += [Gap(s.address, s.address + s.length, GONE) for s in slices]
+    gaps += _merged(
+        Gap(s.address, s.address + s.length, GONE) for piece in undone for s in _slices(piece)
+    )
+    gaps = _merged(sorted(gaps))
     lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
     error = survey.process.gone()
-    where = writer.keep(make_manifest(survey, identity, tally, sorted(gaps), complete=False))
+    where = writer.keep(make_manifest(survey, identity, tally, gaps, complete=False))
     return SourceGone(
         f"{error}; {lost} bytes of what was selected were not read", f"{where} holds the rest"
     )

@@ -209,8 +209,7 @@ class CoreFile:
         self._output.write_at(self._layout.header, 0)
         os.fsync(self._output.fd)  # through the page cache, while the data may go past it
         self._hole = hole_size(self._output.fd)
-        length = sum(s.length for s in self._layout.slices)
-        return pieces_of(self._layout.slices, piece_size(length, threads))
+        return pieces_of(self._layout.slices, piece_size(survey.to_copy, threads))
 
     def work(self, copier: Copier, piece: list[Slice]) -> None:
         copier.write(piece, self._output.fd, self._hole)

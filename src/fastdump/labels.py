@@ -70,7 +70,7 @@ class _NotAModule(Exception):
 
 _KERNEL_PAGES = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[vectors]", "[sigpage]"}
 _KERNEL_PAGES |= {"[uprobes]", "[timens]"}
-_SHARED_PATHS = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/drm ", "/i915", "/dmabuf")
+_SHARED_PATHS = ("/memfd:", "/dev/shm/", "/SYSV")
 _NO_DEVICES = ("/dev/zero", "/dev/shm/", "/dev/hugepages")
 _MAX_PROGRAM_HEADERS = 1024  # a linked file has about a dozen
 

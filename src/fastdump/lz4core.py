@@ -73,19 +73,19 @@ class FrameStream:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._entries: list[bytes] = []
+        self._entries = bytearray()
 
     def write(self, frame: bytes, content_length: int) -> None:
         self._stream.write(frame)
-        self._entries.append(_SEEK_ENTRY.pack(len(frame), content_length))
+        self._entries += _SEEK_ENTRY.pack(len(frame), content_length)
 
     def close(self, manifest: dict[str, object], compressor: Compressor) -> int:
         """Write the skippable frames, and flush; the length of it all in bytes."""
         text = json.dumps(manifest, separators=(",", ":")).encode("ascii")
         payload = MANIFEST_OWNER + compressor.frame(text)
         self._stream.write(_SKIPPABLE.pack(MANIFEST_MAGIC, len(payload)) + payload)
-        table = b"".join(self._entries)
-        table += _SEEK_FOOTER.pack(len(self._entries), 0, SEEKABLE_MAGIC)
+        count = len(self._entries) // _SEEK_ENTRY.size
+        table = bytes(self._entries) + _SEEK_FOOTER.pack(count, 0, SEEKABLE_MAGIC)
         self._stream.write(_SKIPPABLE.pack(SEEK_TABLE_MAGIC, len(table)) + table)
         self._stream.flush()
         return self._stream.length
@@ -99,7 +99,6 @@ class Lz4Core:
     def __init__(self, output: Output, level: int = 1) -> None:
         self._output = output
         self._compressor = Compressor(level)
-        self._stopped = False
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
         self._layout = lay_out(survey)

@@ -12,10 +12,7 @@ import contextlib
 import fcntl
 import mmap
 import os
-import select
 import shutil
-import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -89,11 +86,8 @@ class Output(Protocol):
 class StandardOutput:
     """The pipe or file that the shell gave us: what is written cannot be taken back."""
 
-    def __init__(self, fd: int = 1, stopped: Callable[[], bool] = lambda: False) -> None:
-        self._fd, self._stopped = fd, stopped
-
     def stream(self) -> Stream:
-        return Stream(self._fd, stopped=self._stopped)
+        return Stream(1)
 
     def commit(self) -> None:
         """Nothing: it has no name."""
@@ -208,6 +202,10 @@ class PartFolder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.part / name, flags, 0o600)
 
+    def has(self, name: str) -> bool:
+        """Whether *name* was written; it may not be, where the target went away."""
+        return (self.part / name).exists()
+
     def size(self) -> int:
         """Bytes that it takes on the disk."""
         return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.part))
@@ -253,22 +251,14 @@ class Stream:
         direct: The descriptor is of a new file of ours: try O_DIRECT, in aligned blocks.
             (Never on a descriptor that we share: the flag is the open file's, and gives
             a pipe another meaning.)
-        stopped: Asked while a pipe is full, so that a slow reader cannot hold us up.
     """
 
-    def __init__(
-        self, fd: int, direct: bool = False, stopped: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, fd: int, direct: bool = False) -> None:
         self.fd = fd
         self.length = 0
-        self._stopped = stopped
-        self._direct = direct and set_direct(fd, True)
-        self._block = memoryview(mmap.mmap(-1, _native.BLOCK_SIZE)) if self._direct else None
+        direct = direct and set_direct(fd, True)
+        self._block = memoryview(mmap.mmap(-1, _native.BLOCK_SIZE)) if direct else None
         self._filled = 0
-        self._poll = None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLOUT)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append *data*.
@@ -299,10 +289,4 @@ class Stream:
 
     def _write_all(self, view: memoryview) -> None:
         while view:
-            count = len(view)
-            if self._poll:
-                while not self._poll.poll(200):
-                    if self._stopped():
-                        return
-                count = min(count, 4096)  # PIPE_BUF: what a writable pipe takes at once, pipe(7)
-            view = view[os.write(self.fd, view[:count]) :]
+            view = view[os.write(self.fd, view) :]

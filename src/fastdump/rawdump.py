@@ -46,10 +46,10 @@ class Raw:
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
         runs = survey.runs(MIN_GAP, MAX_RUNS)
-        flat = [s for found in runs for s in found]
-        survey.count_all_but(flat)
-        size = piece_size(sum(s.length for s in flat), threads)
-        pieces = []
+        survey.count_all_but(s for found in runs for s in found)
+        return self._pieces(survey, runs, piece_size(survey.to_copy, threads))
+
+    def _pieces(self, survey: Survey, runs: list[list[Slice]], size: int) -> Iterator[Piece]:
         for region, choice, found in zip(survey.regions, survey.choices, runs, strict=True):
             if not choice.included:
                 continue
@@ -57,9 +57,10 @@ class Raw:
             self._files[region.start] = [_entry(name, region.start, region.end)]
             if region.length < _DIRECT_FROM:
                 self._buffered.append(name)
-            parts = list(pieces_of(found, size)) or [[]]
-            pieces += [Piece(name, part, region.length) for part in parts]
-        return iter(pieces)
+            if not found:  # a file of zeros
+                yield Piece(name, [], region.length)
+            for part in pieces_of(found, size):
+                yield Piece(name, part, region.length)
 
     def work(self, copier: Copier, piece: Piece) -> None:
         fd = self._folder.open(piece.name)
@@ -178,7 +179,8 @@ def _write_manifest(
     regions = manifest["regions"]
     assert isinstance(regions, list)
     for region in regions:
-        region["files"] = files.get(int(region["start"], 16), [])
+        named = files.get(int(region["start"], 16), [])
+        region["files"] = [entry for entry in named if folder.has(str(entry["name"]))]
     fd = folder.open(MANIFEST_NAME)
     with os.fdopen(fd, "w", encoding="ascii") as file:
         json.dump(manifest, file, indent=1)

@@ -32,7 +32,8 @@ class Survey:
         swapped: Bytes of the selection that are swapped out.
         read_swapped: Whether they are read.
         headroom: Free bytes of the host and of the target's cgroup; None if nothing is swapped.
-        tally, gaps: What is accounted for without copying, see :meth:`count_all_but`.
+        tally, gaps, to_copy: What is accounted for without copying, and the bytes that are
+            left to copy; see :meth:`count_all_but`.
 
     Args:
         swap: Read swapped memory: True, False, or None for "if the headroom allows it".
@@ -59,6 +60,7 @@ class Survey:
         self.residency = residency_of(process, self.regions)
         self.tally = Tally()
         self.gaps: list[Gap] = []
+        self.to_copy = 0
         self._files: dict[tuple[str, int], int] = {}
         self.swapped = sum(
             r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
@@ -133,7 +135,7 @@ class Survey:
         """Account for the rest of the selection, which is not copied: it holds no data."""
         copied = iter(copied)
         run = next(copied, None)
-        rest = []
+        rest: list[Slice] = []
         for slices in self.slices:
             for s in slices:
                 done = 0
@@ -145,6 +147,7 @@ class Survey:
         counter = Copier(self.process.memory, size=_native.PAGE_SIZE)
         counter.count([s for s in rest if s.length])
         self.tally, self.gaps = counter.tally, counter.gaps
+        self.to_copy = self.selected - self.tally.accounted
 
 
 def residency_of(process: LiveProcess, regions: Sequence[Region]) -> list[Residency]:

@@ -1,0 +1,290 @@
+"""Run the benchmarks: fastdump against its peers and against the machine's limits.
+
+    python benchmarks/run.py [--size 4GiB] [--only ROW ...] [--repeat 5] [--quick]
+                             [--tmpfs DIR] [--disk DIR] [--json FILE]
+
+A benchmark is also a test: every output of every round is compared with the bytes that the target
+holds, outside of the timed part. The exit status is 1 if an output is wrong or a limit missed.
+
+Rows, and where each one is biased:
+
+null       Reading alone (``--format null``) against a C loop of process_vm_readv. Nobody dumps to
+           nothing: it isolates the walk. The loop is told where the data is; fastdump must ask.
+raw-tmpfs  To memory, against a C loop of read and pwrite, the ``dd`` loop and gcore. For fastdump:
+           its two or more threads; dd and gcore have one. Against it: it also dumps the stack
+           and small mappings, and starts Python. gcore writes libraries' data as well (a few MB)
+           and stops the target meanwhile, which is its purpose.
+raw-disk   The same to a disk, each synced. ``write-direct`` writes memory that is already there,
+           so it is a limit of the disk, not a rival. Caches below the guest are out of our reach.
+lz4        Against ``lz4 -1`` on all cores, which reads a file in tmpfs and throws its output away;
+           fastdump reads another process, checksums, and keeps its file. gcore + lz4 -1 uses one
+           core, as anybody would type it. The ratio depends on the image: see heap_image.py.
+zeros40    Targets of which 40% are zeros: the zero page (known without reading), or pages of
+           their own (which must be read to be known).
+memory     fastdump's own peak resident memory.
+sparse     Huge reservations: time, output, and growth of the target.
+start      The shortest commands, Python's start included.
+
+Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
+says of itself (fastdump from its survey to the rename, bare from the moment all threads are
+ready), and the same as wall for the others. A ratio is the median over the rounds of
+peer's / fastdump's time of the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import engines
+import heap_image
+from engines import HERE, Bench
+from heap_image import parse_size
+from rows import ROWS, Check, Need, Result
+from truth import WrongOutput
+
+WORK = HERE.parent / "build" / "benchmarks"
+HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
+RESERVE = 1 << 30  # memory and disk that stay free
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+def first_match(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def say(*command: str | Path) -> str:
+    """The output of a command, empty if there is none."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def version(*command: str | Path) -> str:
+    return first_match(r"(\d+\.[\d.]+\S*)", say(*command).partition("\n")[0])
+
+
+def setting(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def file_system(path: Path) -> str:
+    mounted = say("findmnt", "-n", "-o", "FSTYPE", "-T", path).splitlines()
+    return mounted[-1] if mounted else ""
+
+
+def describe_machine(bench: Bench) -> dict[str, Any]:
+    """What a reader needs to judge the figures; no names of hosts, no paths."""
+    memory = first_match(r"^MemTotal: *(\d+)", setting("/proc/meminfo"))
+    return {
+        "cpu": first_match(r"^model name\s*:(.*)", setting("/proc/cpuinfo")) or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": bench.threads,
+        "memory_gib": round(int(memory or 0) / (1 << 20), 1),
+        "virtual": "hypervisor" in setting("/proc/cpuinfo"),
+        "kernel": platform.release().partition("-")[0],
+        "huge_pages": first_match(r"\[(\w+)\]", setting(HUGE_PAGES)),
+        "tmpfs": file_system(bench.tmpfs),
+        "disk": file_system(bench.disk),
+        "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
+        "versions": {
+            "fastdump": version(bench.fastdump, "--version"),
+            "gdb": first_match(r"(\d+\.[\d.]+)\s*$", say("gdb", "--version").partition("\n")[0]),
+            "lz4": version("lz4", "--version").rstrip(","),
+            "dd": version("dd", "--version"),
+            "cc": first_match(r"(\d+\.\d+\.\d+)\s*$", say("cc", "--version").partition("\n")[0]),
+        },
+    }
+
+
+def available_memory() -> int:
+    return int(first_match(r"^MemAvailable: *(\d+)", setting("/proc/meminfo"))) * 1024
+
+
+def lacking(bench: Bench, need: Need) -> str:
+    """What the machine has too little of for a row; empty if nothing."""
+    fixed = RESERVE + (0 if bench.quick else need.fixed)
+    memory = int(need.memory * bench.size) + fixed
+    if available_memory() < memory:
+        return f"it needs {memory / 1e9:.1f} GB of free memory"
+    disk = int(need.disk * bench.size) + fixed
+    if shutil.disk_usage(bench.disk).free < disk:
+        return f"it needs {disk / 1e9:.1f} GB of free disk"
+    return ""
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    rule = ["-" * width for width in widths]
+    padded = ([c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in (head, rule, *lines))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+
+
+def timing_table(result: Result) -> str:
+    lines = [
+        (
+            timing.row,
+            timing.engine,
+            f"{timing.median('work'):.3f} ({timing.least('work'):.3f})",
+            f"{timing.rate:.2f}",
+            f"{timing.median('wall'):.3f} ({timing.least('wall'):.3f})",
+            f"{timing.median('size') / 1e6:.0f}",
+        )
+        for timing in result.timings
+    ]
+    head = ("row", "engine", "work s, median (min)", "GB/s", "wall s, median (min)", "output MB")
+    return table(head, lines)
+
+
+def check_table(checks: Sequence[Check]) -> str:
+    lines = []
+    for check in checks:
+        limit = "-"
+        if check.at_least is not None:
+            limit = f"≥ {check.at_least:.3g} {check.unit}"
+        if check.below is not None:
+            limit = f"< {check.below:.3g} {check.unit}"
+        lines.append(
+            (check.row, check.what, f"{check.value:.2f} {check.unit}", limit, check.verdict)
+        )
+    return table(("row", "what", "measured", "limit", "verdict"), lines)
+
+
+def as_record(machine: dict[str, Any], options: dict[str, Any], result: Result) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine,
+        "options": options,
+        "timings": [
+            {
+                "row": timing.row,
+                "engine": timing.engine,
+                "gb_per_second": round(timing.rate, 3),
+                "samples": [
+                    {k: round(v, 4) for k, v in asdict(sample).items()} for sample in timing.samples
+                ],
+            }
+            for timing in result.timings
+        ],
+        "checks": [
+            {**asdict(check), "value": round(check.value, 4), "verdict": check.verdict}
+            for check in result.checks
+        ],
+    }
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def run_row(name: str, bench: Bench) -> tuple[Result, str]:
+    """Run a row; also why it has failed or was left out, if so."""
+    need = ROWS[name]
+    if lack := lacking(bench, need):
+        return Result(), f"left out: {lack}"
+    try:
+        return need.run(bench), ""
+    except (WrongOutput, OSError, KeyError, ValueError) as error:
+        return Result(), f"{type(error).__name__}: {error}"
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], epilog=f"rows: {', '.join(ROWS)}"
+    )
+    parser.add_argument("--size", type=parse_size, help="of the target (default: 4GiB)")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", default=list(ROWS))
+    parser.add_argument("--repeat", type=int, help="rounds after the warm-up (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="1GiB, 3 rounds, no 12 GiB target")
+    parser.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), metavar="DIR")
+    parser.add_argument("--disk", type=Path, default=WORK, metavar="DIR")
+    parser.add_argument("--image", type=Path, default=WORK / "heap.image", help="made if absent")
+    parser.add_argument("--fastdump", type=Path, default=Path(sys.executable).with_name("fastdump"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
+    options = parser.parse_args()
+    options.size = options.size or parse_size("1GiB" if options.quick else "4GiB")
+    options.repeat = options.repeat or (3 if options.quick else 5)
+    return options
+
+
+def main() -> int:
+    options = parse_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders are removed
+    WORK.mkdir(parents=True, exist_ok=True)
+    image = heap_image.make_image(options.image)
+    ratio, speed = heap_image.lz4_figures(image)
+    gc.collect()
+    with (
+        tempfile.TemporaryDirectory(prefix="fastdump-bench-", dir=options.tmpfs) as tmpfs,
+        tempfile.TemporaryDirectory(prefix="fastdump-bench-", dir=options.disk) as disk,
+    ):
+        bench = Bench(
+            size=options.size,
+            repeat=options.repeat,
+            quick=options.quick,
+            threads=len(os.sched_getaffinity(0)),
+            tmpfs=Path(tmpfs),
+            disk=Path(disk),
+            image=image,
+            bare=engines.build_bare(WORK / "bare"),
+            fastdump=options.fastdump,
+        )
+        machine = describe_machine(bench)
+        asked = {"size": options.size, "repeat": options.repeat, "rows": options.only}
+        asked["image"] = {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)}
+        print(json.dumps(machine, indent=1))
+        print(f"image: LZ4 fast {ratio:.2f} : 1 at {speed:.2f} GB/s on one core", flush=True)
+
+        total, failures = Result(), []
+        for name in options.only:
+            result, problem = run_row(name, bench)
+            if problem:
+                failures.append(f"{name}: {problem}")
+                print(f"\n{name}: {problem}", flush=True)
+                continue
+            total.timings += result.timings
+            total.checks += result.checks
+            print(f"\n### {name}\n", flush=True)
+            if result.timings:
+                print(timing_table(result), end="\n\n")
+            print(check_table(result.checks), flush=True)
+    if options.json:
+        record = as_record(machine, asked, total) | {"failures": failures}
+        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    missed = [check for check in total.checks if check.verdict == "FAIL"]
+    for check in missed:
+        print(f"MISSED: {check.row}: {check.what}: {check.value:.2f} {check.unit}", file=sys.stderr)
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    return 1 if missed or failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
