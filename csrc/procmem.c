@@ -33,8 +33,11 @@ int64_t fastdump_read(const struct fastdump_target *target, uint64_t address, ui
         ssize_t got = process_vm_readv(target->pid, &local, 1, &remote, 1, 0);
         if (got > 0)
             return got;
-        /* ESRCH may mean only that this thread exited: mem knows whether the mm lives. */
-        if (length > target->page_size)
+        /*
+         * EFAULT: this page only. EPERM or ENOSYS: a seccomp filter (as in containers) forbids
+         * the call. ESRCH: this thread exited, which need not be the end of the mm.
+         */
+        if (got < 0 && errno == EFAULT && length > target->page_size)
             length = target->page_size;
     }
     ssize_t got = pread(target->mem, buffer_ret, length, (off_t)address);

@@ -53,7 +53,7 @@ class Raw:
         for region, choice, found in zip(survey.regions, survey.choices, runs, strict=True):
             if not choice.included:
                 continue
-            name = f"{survey.process.pid}_mem_{region.start:x}.bin"
+            name = f"{survey.process.pid}_mem_{region.start:08x}.bin"
             self._files[region.start] = [_entry(name, region.start, region.end)]
             if region.length < _DIRECT_FROM:
                 self._buffered.append(name)
@@ -167,7 +167,7 @@ def _entry(name: str, start: int, end: int) -> dict[str, object]:
 
 
 def _lz4_name(pid: int, run: Slice) -> str:
-    return f"{pid}_mem_{run.address:x}.bin.lz4"
+    return f"{pid}_mem_{run.address:08x}.bin.lz4"
 
 
 def _write_manifest(
