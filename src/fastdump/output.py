@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,9 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # A hole spares the disk a write, but costs one more: of O_DIRECT each is a round trip.
 _HOLE_DIRECT = 64 << 10
+
+# syncfs(2) waits for everybody's data on that file system, fsync(2) for a journal commit a file.
+_MANY_FILES = 256
 
 
 def part_name(path: Path) -> Path:
@@ -54,9 +58,15 @@ def _remove(path: Path) -> None:
 
 def _sync_name(path: Path) -> None:
     """Make a rename durable: fsync(2) of the folder."""
-    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _opened(str(path.parent)) as folder:
+        os.fsync(folder)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
 
@@ -206,28 +216,15 @@ class PartFolder:
         """Whether *name* was written; it may not be, where the target went away."""
         return (self.part / name).exists()
 
-    def size(self) -> int:
-        """Bytes that it takes on the disk."""
-        return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.part))
-
     def keep(self) -> str:
         """Leave it under its ``.part`` name, durable: the name."""
-        self.sync()
+        self._sync()
         return str(self.part)
 
-    def sync(self) -> None:
-        """syncfs(2): one call, where 70,000 fsync(2)s would be as many journal commits."""
-        fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _native.syncfs(fd)
-        except OSError as error:
-            raise output_failed(str(self.part), error) from None
-        finally:
-            os.close(fd)
-
-    def commit(self) -> None:
-        """Make the folder durable, and give it its name."""
-        self.sync()
+    def commit(self) -> int:
+        """Make the folder durable, and give it its name; the bytes it takes on the disk."""
+        self._sync()
+        size = sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.part))
         try:
             if self._force:
                 _remove(self.path)
@@ -237,6 +234,24 @@ class PartFolder:
             _sync_name(self.path)
         except OSError as error:
             raise output_failed(str(self.path), error) from None
+        return size
+
+    def _sync(self) -> None:
+        """Write everything to the disk, and give the page cache back."""
+        paths = [entry.path for entry in os.scandir(self.part)]
+        try:
+            if len(paths) > _MANY_FILES:
+                with _opened(str(self.part)) as folder:
+                    _native.syncfs(folder)
+            for path in paths:
+                with _opened(path) as fd:
+                    if len(paths) <= _MANY_FILES:
+                        os.fsync(fd)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with _opened(str(self.part)) as folder:
+                os.fsync(folder)
+        except OSError as error:
+            raise output_failed(str(self.part), error) from None
 
     def abort(self) -> None:
         """Leave nothing."""

@@ -42,7 +42,6 @@ class Raw:
     def __init__(self, folder: PartFolder) -> None:
         self._folder = folder
         self._files: dict[int, list[dict[str, object]]] = {}
-        self._buffered: list[str] = []
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
         runs = survey.runs(MIN_GAP, MAX_RUNS)
@@ -55,8 +54,6 @@ class Raw:
                 continue
             name = f"{survey.process.pid}_mem_{region.start:08x}.bin"
             self._files[region.start] = [_entry(name, region.start, region.end)]
-            if region.length < _DIRECT_FROM:
-                self._buffered.append(name)
             if not found:  # a file of zeros
                 yield Piece(name, [], region.length)
             for part in pieces_of(found, size):
@@ -74,14 +71,7 @@ class Raw:
 
     def finish(self, manifest: dict[str, object]) -> int:
         self._write_manifest(manifest)
-        self._folder.sync()
-        for name in self._buffered:
-            fd = self._folder.open(name)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
-        size = self._folder.size()
-        self._folder.commit()
-        return size
+        return self._folder.commit()
 
     def keep(self, manifest: dict[str, object]) -> str:
         self._write_manifest(manifest)
@@ -138,9 +128,7 @@ class RawLz4:
 
     def finish(self, manifest: dict[str, object]) -> int:
         _write_manifest(self._folder, manifest, self._files)
-        size = self._folder.size()
-        self._folder.commit()
-        return size
+        return self._folder.commit()
 
     def keep(self, manifest: dict[str, object]) -> str:
         self._close()
