@@ -134,5 +134,12 @@ int64_t fastdump_is_zero(const void *buffer, uint64_t length);
 /* syncfs(2) of the file system that fd is on. Returns 0 or -errno. */
 int64_t fastdump_syncfs(int32_t fd);
 
+/*
+ * How many bytes of [offset, offset + length) of a file of shared memory (tmpfs, memfd,
+ * shared anonymous) are swapped out: no page table tells. 0 for other files, and before
+ * cachestat(2) (Linux 6.5).
+ */
+int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, uint64_t page_size);
+
 /* get_robust_list(2): the address that thread tid registered, 0 for none or not permitted. */
 uint64_t fastdump_robust_list(int32_t tid);

@@ -100,6 +100,18 @@ static struct piece piece_of_file(struct pieces *pieces, uint64_t page) {
             piece.end = length < known - rest->start ? rest->start + length : known;
             if (piece.end == rest->start) /* a file that shrinks meanwhile */
                 piece.end = known;
+            if (!(slice->flags & FASTDUMP_SWAPPED)) {
+                uint64_t part = piece.end - rest->start, out;
+                while ((out = (uint64_t)fastdump_swapped_of_file(slice->file, (uint64_t)offset,
+                                                                 part, page)) &&
+                       out < part)
+                    part = (part / page + 1) / 2 * page;
+                piece.end = rest->start + part;
+                if (out) {
+                    piece.source = SOURCE_NONE;
+                    piece.gap = FASTDUMP_GAP_SWAPPED;
+                }
+            }
         }
     }
     rest->start = piece.end;

@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "fastdump.h"
@@ -188,4 +190,29 @@ int64_t fastdump_residency(const struct fastdump_target *target,
     }
     /* The page tables of a dead mm read as empty, without an error. */
     return fastdump_alive(target) ? 0 : -ESRCH;
+}
+
+/* <linux/mman.h> of Linux 6.5. */
+struct cachestat_range {
+    uint64_t off;
+    uint64_t len;
+};
+struct cachestat {
+    uint64_t nr_cache;
+    uint64_t nr_dirty;
+    uint64_t nr_writeback;
+    uint64_t nr_evicted;
+    uint64_t nr_recently_evicted;
+};
+#define SYS_CACHESTAT 451
+#define SHARED_MEMORY_MAGIC 0x01021994 /* TMPFS_MAGIC */
+
+int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, uint64_t page_size) {
+    struct statfs fs;
+    struct cachestat_range range = {offset, length};
+    struct cachestat found;
+    if (fstatfs(fd, &fs) < 0 || fs.f_type != SHARED_MEMORY_MAGIC ||
+        syscall(SYS_CACHESTAT, fd, &range, &found, 0) < 0)
+        return 0;
+    return (int64_t)(found.nr_evicted * page_size); /* of shared memory: to swap */
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import io
 import json
 import os
 import re
@@ -320,8 +319,12 @@ def test_every_selected_byte_is_accounted_for_once(
 def test_manifest_lists_each_line_of_maps(
     target: targets.Target, dump_of: Any, format: str
 ) -> None:
-    listed = [tuple(r[key] for key in Region._fields) for r in dump_of(target, format).regions]
-    assert listed == regions_of(target.pid)
+    def comparable(*values: Any) -> list[Any]:  # maps writes a newline in a path as \012
+        return [v.replace("\\012", "\n") if isinstance(v, str) else v for v in values]
+
+    listed = [[r[key] for key in Region._fields] for r in dump_of(target, format).regions]
+    there = regions_of(target.pid)
+    assert [comparable(*values) for values in listed] == [comparable(*r) for r in there]
     labels = {r["label"] for r in dump_of(target, format).regions}
     assert labels <= {kind.value for kind in Kind}
 
@@ -791,16 +794,3 @@ def test_missing_userfaultfd_pages_never_block(tmp_path: Path, options: tuple[st
             found = Dump(format, output, 0, {}, "")
             for start, end, kind, content in known_pieces(target.region("userfaultfd")):
                 assert found.read(start, end - start) == content, kind
-
-
-def test_the_readers_of_this_file_see_what_they_should() -> None:
-    """The frame walker, against frames of a known shape."""
-    content = [bytes(range(256)) * 5000, b"", b"x"]
-    make = functools.partial(
-        lz4.frame.compress, block_linked=False, content_checksum=True, store_size=True
-    )
-    packed = io.BytesIO()
-    for part in content:
-        packed.write(make(part))
-    sizes = [size for *_, size in _frames(packed.getvalue() + bytes(4))]
-    assert sizes == [len(part) for part in content]

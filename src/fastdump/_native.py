@@ -272,6 +272,11 @@ def syncfs(fd: int) -> None:
     _check(lib.fastdump_syncfs(fd))
 
 
+def swapped_of_file(fd: int, offset: int, length: int) -> int:
+    """Bytes of a part of a shared memory file that are swapped out; 0 for other files."""
+    return _check(lib.fastdump_swapped_of_file(fd, offset, length, PAGE_SIZE))
+
+
 def robust_list(tid: int) -> int:
     """The address of a thread's robust futex list, 0 if it has none or may not be asked."""
     return int(lib.fastdump_robust_list(tid))

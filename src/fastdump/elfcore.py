@@ -38,9 +38,10 @@ _PF_X, _PF_W, _PF_R = 1, 2, 4
 _PN_XNUM = 0xFFFF
 _SHT_NULL, _SHT_STRTAB, _SHT_NOTE = 0, 3, 7
 _NT_PRPSINFO, _NT_AUXV, _NT_FILE = 3, 6, 0x46494C45
-_NT_FASTDUMP_MANIFEST = 1
+# Not 1: elfutils shows the type alone, and 1 is NT_PRSTATUS.
+_NT_FASTDUMP_MANIFEST = 0x4644
 _NOTE_OWNER = "FASTDUMP"
-_SECTION_NAMES = b"\0.note.fastdump\0.shstrtab\0"
+_SECTION_NAMES = b"\0.note.fastdump\0.shstrtab\0note0\0"
 
 # Absent runs this long get a PT_LOAD without bytes; shorter ones are zeros, which cost LZ4
 # 1 byte in 255 and a sparse file nothing.
@@ -71,17 +72,21 @@ class CoreLayout(NamedTuple):
     slices: list[Slice]
     end: int
     segments: int
+    notes_size: int
 
     def tail(self, manifest: dict[str, object]) -> bytes:
         """What follows at ``end``: the section headers and the manifest."""
         desc = json.dumps(manifest, separators=(",", ":")).encode("ascii")
         note = _note(_NOTE_OWNER, _NT_FASTDUMP_MANIFEST, desc)
-        names_at = self.end + 3 * _SHDR.size
+        names_at = self.end + 4 * _SHDR.size
         note_at = -(-(names_at + len(_SECTION_NAMES)) // 4) * 4
         # Section header 0 holds the number of program headers where e_phnum cannot.
         sections = _SHDR.pack(0, _SHT_NULL, 0, 0, 0, 0, 0, self._extended_phnum, 0, 0)
         sections += _SHDR.pack(1, _SHT_NOTE, 0, 0, note_at, len(note), 0, 0, 4, 0)
         sections += _SHDR.pack(16, _SHT_STRTAB, 0, 0, names_at, len(_SECTION_NAMES), 0, 0, 1, 0)
+        # PT_NOTE again, as gcore has it: eu-readelf -n looks at sections where there are any.
+        notes_at = _EHDR.size + (self.segments + 1) * _PHDR.size
+        sections += _SHDR.pack(26, _SHT_NOTE, 0, 0, notes_at, self.notes_size, 0, 0, 4, 0)
         return sections + _SECTION_NAMES.ljust(note_at - names_at, b"\0") + note
 
     @property
@@ -122,7 +127,7 @@ def lay_out(survey: Survey) -> CoreLayout:
             slices.append(slice_._replace(offset=offset))
             offset += end - vaddr
     header = _header(machine, segments, notes, offset).ljust(start, b"\0")
-    return CoreLayout(header, slices, offset, len(segments))
+    return CoreLayout(header, slices, offset, len(segments), len(notes))
 
 
 def _header(machine: int, segments: Sequence[Segment], notes: bytes, end: int) -> bytes:
@@ -133,7 +138,7 @@ def _header(machine: int, segments: Sequence[Segment], notes: bytes, end: int) -
     parts = [
         _EHDR.pack(
             ident, _ET_CORE, machine, 1, 0, _EHDR.size, end, 0, _EHDR.size,
-            _PHDR.size, min(phnum, _PN_XNUM), _SHDR.size, 3, 2,
+            _PHDR.size, min(phnum, _PN_XNUM), _SHDR.size, 4, 2,
         ),
         _PHDR.pack(_PT_NOTE, _PF_R, notes_at, 0, 0, len(notes), 0, 4),
     ]  # fmt: skip

@@ -207,7 +207,14 @@ class LiveProcess:
             regions = []
         if not regions:  # the maps of a dead process are empty
             raise self.gone()
-        return regions
+        return [self._exact(region) if "\n" in region.path else region for region in regions]
+
+    def _exact(self, region: Region) -> Region:
+        """Its path by ``map_files``: maps writes a newline as ``\\012``, and a backslash plain."""
+        link = f"{self._proc}/map_files/{region.start:x}-{region.end:x}"
+        with contextlib.suppress(OSError):
+            return region._replace(path=os.readlink(link))
+        return region
 
     def open_mapped(self, region: Region) -> int:
         """A descriptor of the file that *region* maps; the caller closes it.

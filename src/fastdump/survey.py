@@ -62,8 +62,17 @@ class Survey:
         self.gaps: list[Gap] = []
         self.to_copy = 0
         self._files: dict[tuple[str, int], int] = {}
+        files = [
+            self._file_of(region, label, choice)
+            for region, label, choice in zip(self.regions, self.labels, self.choices, strict=True)
+        ]
         self.swapped = sum(
             r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
+        )
+        self.swapped += sum(
+            _native.swapped_of_file(file, region.offset, region.length)
+            for region, choice, file in zip(self.regions, self.choices, files, strict=True)
+            if file is not None and file >= 0 and choice.part is Part.WHOLE
         )
         self.headroom = headroom(process.pid) if self.swapped else None
         self.read_swapped = bool(swap)
@@ -74,11 +83,11 @@ class Survey:
             slices_of(
                 region,
                 choice,
-                self._file_of(region, label, choice),
+                file,
                 swapped=self.read_swapped,
                 userfault=region.start in userfault,
             )
-            for region, label, choice in zip(self.regions, self.labels, self.choices, strict=True)
+            for region, choice, file in zip(self.regions, self.choices, files, strict=True)
         ]
         self.selected = sum(s.length for slices in self.slices for s in slices)
 
