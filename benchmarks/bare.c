@@ -4,8 +4,8 @@
  *   bare read PID                 process_vm_readv into one reused buffer a thread
  *   bare copy PID OUT             process_vm_readv, then pwrite into OUT
  *   bare copy-direct PID OUT      the same through O_DIRECT, then fsync
- *   bare write-direct OUT BYTES   O_DIRECT writes of noise alone, then fsync
- *   bare memcpy BYTES             plain memcpy into one reused buffer a thread
+ *   bare write-direct OUT BYTES   O_DIRECT writes alone, of as much noise in its own memory, then
+ * fsync bare memcpy BYTES             plain memcpy into one reused buffer a thread
  *
  * Options, after the operands: --threads N (default: the cores that are online), --block BYTES
  * (default: 256 KiB; 1 MiB for the -direct ones), --ranges FILE (default: standard input).
@@ -125,8 +125,11 @@ static void do_piece(const struct work *work, const struct piece *piece, unsigne
             memcpy(buffer, (const void *)(uintptr_t)(piece->source + done), length);
             __asm__ volatile("" : : "r"(buffer) : "memory"); /* the copy is not to be elided */
         }
-        if (work->writes)
-            write_exactly(work->fd, piece->offset + done, buffer, length);
+        if (work->writes) /* from DRAM too: one buffer over and over would come from the cache */
+            write_exactly(work->fd, piece->offset + done,
+                          work->reads ? buffer
+                                      : (const unsigned char *)(uintptr_t)(piece->source + done),
+                          length);
     }
 }
 
@@ -203,7 +206,7 @@ static uint64_t make_source(uint64_t length) {
         mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         die("mmap: %s", strerror(errno));
-    memset(memory, 1, length);
+    fill_with_noise(memory, length, 1);
     return (uint64_t)(uintptr_t)memory;
 }
 
@@ -290,8 +293,7 @@ int main(int argc, char **argv) {
         read_ranges(&work, ranges, (unsigned)threads);
     } else {
         uint64_t length = parse_number(operand[write_direct ? 2 : 1]) / PAGE * PAGE;
-        add_range(&work, memory ? make_source(length) : 0, length,
-                  choose_piece_size(length, (unsigned)threads));
+        add_range(&work, make_source(length), length, choose_piece_size(length, (unsigned)threads));
     }
     if (work.writes)
         work.fd = open_output(operand[write_direct ? 1 : 2], work.bytes, direct);

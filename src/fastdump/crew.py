@@ -45,6 +45,7 @@ class Crew(Generic[Item, Result, State]):
         self._results: dict[int, Result] = {}
         self._under_way: dict[int, Item] = {}
         self._error: BaseException | None = None
+        self._entered = self._left = 0  # threads
         self.stopped = False
 
     def run(self, patience: float | None = None) -> None:
@@ -56,21 +57,19 @@ class Crew(Generic[Item, Result, State]):
 
         Raises:
             BaseException: The first that work or emit raised in any thread, or
-                KeyboardInterrupt; what was begun has ended by then.
+                KeyboardInterrupt; what was begun has ended by then. (After a second
+                KeyboardInterrupt it may not have.)
         """
-        threads = [
-            threading.Thread(target=self._loop, args=(state,), daemon=True)
-            for state in self._states
-        ]
-        for thread in threads:
-            thread.start()
+        # Not Thread.join(): when that is interrupted, the thread counts as ended (gh-90882).
         try:
-            for thread in threads:
-                thread.join()
+            for state in self._states:
+                threading.Thread(target=self._loop, args=(state,), daemon=True).start()
+            with self._turn:
+                self._turn.wait_for(lambda: self._left == len(self._states))
         except BaseException:
             self._stop()
-            for thread in threads:
-                thread.join(patience)
+            with self._turn:
+                self._turn.wait_for(lambda: self._left == self._entered, patience)
             raise
         if self._error is not None:
             raise self._error
@@ -87,6 +86,8 @@ class Crew(Generic[Item, Result, State]):
             self._turn.notify_all()
 
     def _loop(self, state: State) -> None:
+        with self._turn:
+            self._entered += 1
         try:
             while (taken := self._take()) is not None:
                 index, item = taken
@@ -98,6 +99,10 @@ class Crew(Generic[Item, Result, State]):
                     self._hand_in(index, result)
         except BaseException as error:  # it is raised again by run()
             self._stop(error)
+        finally:
+            with self._turn:
+                self._left += 1
+                self._turn.notify_all()
 
     def _take(self) -> tuple[int, Item] | None:
         with self._turn:

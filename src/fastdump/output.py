@@ -12,14 +12,15 @@ import contextlib
 import fcntl
 import mmap
 import os
-import shutil
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from fastdump import _native
 from fastdump._native import PAGE_SIZE
-from fastdump.errors import OutputFailed, output_failed
+from fastdump.errors import OutputFailed, UsageError, output_failed
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,9 +36,27 @@ def part_name(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals back, so that what is created inside is also remembered for its removal."""
+    ours = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def check_free(path: Path, force: bool) -> None:
-    """Raise OutputFailed if *path* exists (and *force* is not given), or a ``.part`` of it."""
+    """Raise OutputFailed if *path* exists (and *force* is not given), or a ``.part`` of it.
+
+    *force* replaces files, and folders that hold a dump and nothing else.
+    """
+    if path.name in ("", ".."):
+        raise UsageError(f"{str(path)!r} cannot be the name of an output", "name a file with -o")
     if force:
+        for old in (path, part_name(path)):
+            _check_replaceable(old)
         return
     if os.path.lexists(path):
         raise OutputFailed(f"{path} exists", "--force replaces it")
@@ -48,12 +67,60 @@ def check_free(path: Path, force: bool) -> None:
         )
 
 
+_OURS = re.compile(r"manifest\.json|[0-9]+_mem_[0-9a-f]+\.bin(\.lz4)?")
+
+
+def _check_replaceable(path: Path) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        for name in os.listdir(path):
+            if not _OURS.fullmatch(name):
+                raise OutputFailed(
+                    f"{path} is a folder that holds more than a dump: {name}",
+                    "choose another name with -o",
+                )
+
+
 def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            _check_replaceable(path)
+            for name in os.listdir(path):
+                (path / name).unlink()
+            path.rmdir()
         else:
             path.unlink()
+
+
+def _remove_part(part: Path) -> None:
+    """Remove a ``.part`` that nobody writes any more."""
+    try:
+        fd = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # not there, or a symbolic link, or not ours to read
+        _remove(part)
+        return
+    try:
+        _lock(fd, part)
+        _remove(part)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, part: Path) -> None:
+    """Take the lock by which others know that *part* is being written; flock(2)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputFailed(f"another dump is writing {part}", "wait for it, or stop it") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _is_ours(fd: int, part: Path) -> bool:
+    """Whether *part* still is the file or folder that *fd* is."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(part))
+    except OSError:
+        return False
 
 
 def _sync_name(path: Path) -> None:
@@ -121,12 +188,20 @@ class PartFile:
         self.path = path
         self.part = part_name(path)
         self._force = force
+        self._kept = False
         try:
             if force:
-                _remove(self.part)
+                _remove_part(self.part)
             self.fd = os.open(self.part, _NEW, 0o600)
         except OSError as error:
             raise output_failed(str(self.part), error) from None
+        try:
+            _lock(self.fd, self.part)
+            if not _is_ours(self.fd, self.part):
+                raise OutputFailed(f"another dump is writing {self.part}", "wait for it")
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def stream(self) -> Stream:
         """Write it front to back."""
@@ -142,6 +217,7 @@ class PartFile:
     def keep(self) -> str:
         """Leave it under its ``.part`` name, durable: the name."""
         self.sync()
+        self._kept = True
         self.close()
         return str(self.part)
 
@@ -156,7 +232,6 @@ class PartFile:
     def commit(self) -> None:
         """Make the file durable, and give it its name."""
         self.sync()
-        self.close()
         try:
             if self._force:
                 if self.path.is_dir() and not self.path.is_symlink():
@@ -167,17 +242,20 @@ class PartFile:
             _sync_name(self.path)
         except OSError as error:
             raise output_failed(str(self.path), error) from None
+        self.close()
 
     def abort(self) -> None:
-        """Leave nothing."""
+        """Leave nothing, unless it was committed or kept; harmless a second time."""
+        if self.fd >= 0 and not self._kept and _is_ours(self.fd, self.part):
+            with contextlib.suppress(OSError):
+                _remove(self.part)
         self.close()
-        with contextlib.suppress(OSError):
-            _remove(self.part)
 
     def close(self) -> None:
+        """Close it, which ends the lock."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
 
 def _rename_new(part: Path, path: Path) -> None:
@@ -200,17 +278,26 @@ class PartFolder:
         self.path = path
         self.part = part_name(path)
         self._force = force
+        self._kept = False
         try:
             if force:
-                _remove(self.part)
+                _remove_part(self.part)
             self.part.mkdir(mode=0o700)
+            self._fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise output_failed(str(self.part), error) from None
+        try:
+            _lock(self._fd, self.part)
+            if not _is_ours(self._fd, self.part):
+                raise OutputFailed(f"another dump is writing {self.part}", "wait for it")
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def open(self, name: str) -> int:
         """A descriptor for writing *name*, which is created at the first call."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(self.part / name, flags, 0o600)
+        return os.open(name, flags, 0o600, dir_fd=self._fd)
 
     def has(self, name: str) -> bool:
         """Whether *name* was written; it may not be, where the target went away."""
@@ -219,6 +306,8 @@ class PartFolder:
     def keep(self) -> str:
         """Leave it under its ``.part`` name, durable: the name."""
         self._sync()
+        self._kept = True
+        self._close()
         return str(self.part)
 
     def commit(self) -> int:
@@ -234,6 +323,7 @@ class PartFolder:
             _sync_name(self.path)
         except OSError as error:
             raise output_failed(str(self.path), error) from None
+        self._close()
         return size
 
     def _sync(self) -> None:
@@ -254,9 +344,16 @@ class PartFolder:
             raise output_failed(str(self.part), error) from None
 
     def abort(self) -> None:
-        """Leave nothing."""
-        with contextlib.suppress(OSError):
-            _remove(self.part)
+        """Leave nothing, unless it was committed or kept; harmless a second time."""
+        if self._fd >= 0 and not self._kept and _is_ours(self._fd, self.part):
+            with contextlib.suppress(OSError):
+                _remove(self.part)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 class Stream:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastdump import _native
 from fastdump._native import Copier, Slice
 from fastdump.elfcore import MAX_RUNS, MIN_GAP
 from fastdump.lz4core import Compressor
@@ -54,6 +55,13 @@ def make_plan(survey: Survey, format: str, output: str, threads: int, level: int
     Raises:
         SourceGone: The target exited or called exec.
     """
+    try:
+        return _make_plan(survey, format, output, threads, level)
+    except _native.MemoryGone:
+        raise survey.process.gone() from None
+
+
+def _make_plan(survey: Survey, format: str, output: str, threads: int, level: int) -> Plan:
     runs = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
     compressed = format in ("lz4", "raw-lz4")
     copier = Copier(survey.process.memory, _SAMPLE_SIZE)

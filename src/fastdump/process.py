@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from fastdump import _native
 from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
 from fastdump.region import Region, parse_maps
 
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
 _CAP_SYS_PTRACE = 19  # linux/capability.h
 
 
@@ -57,16 +58,15 @@ class LiveProcess:
             pidfd = os.pidfd_open(pid)
             self._closing.callback(os.close, pidfd)
             fields = _stat_fields(f"/proc/{pid}")
-        except (ProcessLookupError, FileNotFoundError, OverflowError):
-            raise SourceGone(f"no process {pid}", "ps -e lists the processes") from None
-        except OSError as error:
+        except (OSError, OverflowError):
             # pidfd_open gives EINVAL (ENOENT since 6.15) for a thread that is no leader.
-            if error.errno != errno.EINVAL or not Path(f"/proc/{pid}").exists():
-                raise SourceGone(f"no process {pid}: {error.strerror}") from None
-            leader = _status(f"/proc/{pid}").get("Tgid", "?")
-            raise UsageError(
-                f"{pid} is a thread, not a process", f"its process is {leader}"
-            ) from None
+            with contextlib.suppress(OSError):
+                leader = _status(f"/proc/{pid}").get("Tgid", "?")
+                if leader != str(pid):
+                    raise UsageError(
+                        f"{pid} is a thread, not a process", f"its process is {leader}"
+                    ) from None
+            raise SourceGone(f"no process {pid}", "ps -e lists the processes") from None
         self.start_time = int(fields[19])  # field 22: against the reuse of the pid
         if int(fields[6]) & _PF_KTHREAD:
             raise UsageError(f"process {pid} is a kernel thread: it has no memory of its own")
@@ -95,11 +95,20 @@ class LiveProcess:
 
     # Identity
 
+    @contextlib.contextmanager
+    def _or_gone(self) -> Iterator[None]:
+        """The files of ``/proc/PID`` vanish with the process."""
+        try:
+            yield
+        except OSError:
+            raise self.gone() from None
+
     def gone(self) -> SourceGone:
         """The error for a target that exited or called exec, by what is there now."""
         try:
             fields = _stat_fields(f"/proc/{self.pid}")
             same = int(fields[19]) == self.start_time and fields[0] not in "ZX"
+            same = same and not int(fields[6]) & _PF_EXITING  # its memory goes before its state
         except OSError:
             same = False
         if same:
@@ -134,7 +143,7 @@ class LiveProcess:
     def _refused(self, error: Exception) -> NotPermitted | SourceGone:
         try:
             status = _status(self._proc)
-            owner = os.stat(self._proc).st_uid
+            owner = os.stat(f"{self._proc}/mem").st_uid  # root's if it is not dumpable
         except OSError:
             return self.gone()
         if isinstance(error, _native.MemoryGone):
@@ -147,17 +156,19 @@ class LiveProcess:
     @property
     def identity(self) -> dict[str, object]:
         """Who the target is: for the manifest."""
-        fields = _stat_fields(f"/proc/{self.pid}")
-        status = _status(f"/proc/{self.pid}")
+        with self._or_gone():
+            fields = _stat_fields(f"/proc/{self.pid}")
+            status = _status(f"/proc/{self.pid}")
+            comm, exe, cmdline = self.comm, self.exe, self.cmdline
         boot = next(
             int(line.split()[1]) for line in _read("/proc/stat").split("\n") if "btime" in line
         )
         return {
             "pid": self.pid,
             "ppid": int(fields[1]),
-            "comm": self.comm,
-            "exe": self.exe,
-            "cmdline": self.cmdline,
+            "comm": comm,
+            "exe": exe,
+            "cmdline": cmdline,
             "uid": int(status["Uid"].split()[0]),
             "gid": int(status["Gid"].split()[0]),
             "threads": int(status["Threads"]),
@@ -166,7 +177,8 @@ class LiveProcess:
 
     @property
     def comm(self) -> str:
-        return _read(f"/proc/{self.pid}/comm").rstrip("\n")
+        with self._or_gone():
+            return _read(f"/proc/{self.pid}/comm").rstrip("\n")
 
     @property
     def exe(self) -> str:
@@ -178,19 +190,23 @@ class LiveProcess:
 
     @property
     def cmdline(self) -> list[str]:
-        return _read(f"{self._proc}/cmdline").rstrip("\0").split("\0")
+        with self._or_gone():
+            return _read(f"{self._proc}/cmdline").rstrip("\0").split("\0")
 
     def stat_fields(self) -> list[str]:
         """proc_pid_stat(5) from field 3 (state) on."""
-        return _stat_fields(self._proc)
+        with self._or_gone():
+            return _stat_fields(self._proc)
 
     def status(self) -> dict[str, str]:
         """proc_pid_status(5)."""
-        return _status(self._proc)
+        with self._or_gone():
+            return _status(self._proc)
 
     def auxv(self) -> bytes:
         """The auxiliary vector, see getauxval(3)."""
-        return Path(f"{self._proc}/auxv").read_bytes()
+        with self._or_gone():
+            return Path(f"{self._proc}/auxv").read_bytes()
 
     def growth(self) -> Growth:
         """What the target costs its host now."""
@@ -275,7 +291,9 @@ class LiveProcess:
             return set()
         found: set[int] = set()
         start = 0
-        for line in _read(f"{self._proc}/smaps").split("\n"):
+        with self._or_gone():
+            smaps = _read(f"{self._proc}/smaps")
+        for line in smaps.split("\n"):
             head = line.split(" ", 1)[0]
             if "-" in head and not head.endswith(":"):
                 start = int(head.partition("-")[0], 16)
@@ -320,8 +338,8 @@ def _bytes(status: dict[str, str], key: str) -> int:
     return int(status.get(key, "0 kB").split()[0]) * 1024
 
 
-def _capabilities(status: dict[str, str]) -> int:
-    return int(status.get("CapEff", "0"), 16)
+def _capabilities(status: dict[str, str], key: str = "CapEff") -> int:
+    return int(status.get(key, "0"), 16)
 
 
 def _why(pid: int, status: dict[str, str], owner: int) -> str:
@@ -344,8 +362,9 @@ def _why(pid: int, status: dict[str, str], owner: int) -> str:
     except OSError:
         scope = 0
     if scope:
-        return f"Yama allows it to its own parents only (kernel.yama.ptrace_scope is {scope})"
-    if _capabilities(status) & ~_capabilities(ours):
+        whom = {1: "its own parents", 2: "those with CAP_SYS_PTRACE"}.get(scope, "nobody")
+        return f"Yama allows it to {whom} only (kernel.yama.ptrace_scope is {scope})"
+    if _capabilities(status, "CapPrm") & ~_capabilities(ours):
         return "it has capabilities that you have not"
     tracer = status.get("TracerPid", "0")
     if tracer != "0":
@@ -362,5 +381,8 @@ def _hint(status: dict[str, str]) -> str:
 def _same_user_namespace(pid: int) -> bool:
     try:
         return os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
-    except OSError:
-        return True  # not readable: no evidence
+    except OSError:  # needs the very permission that is lacking; everybody may read the map
+        try:
+            return _read(f"/proc/{pid}/uid_map") == _read("/proc/self/uid_map")
+        except OSError:
+            return True  # no evidence

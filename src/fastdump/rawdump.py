@@ -137,8 +137,9 @@ class RawLz4:
 
     def abort(self) -> None:
         if self._stream:
+            stream, self._stream = self._stream, None
             with contextlib.suppress(OSError):
-                os.close(self._stream.fd)
+                os.close(stream.fd)
         self._folder.abort()
 
     def _close(self) -> None:

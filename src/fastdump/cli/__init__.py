@@ -12,7 +12,13 @@ from typing import Any, NoReturn
 import click
 
 from fastdump import __version__
-from fastdump.errors import EXIT_INTERRUPTED, FastdumpError, UsageError
+from fastdump.errors import (
+    EXIT_INTERRUPTED,
+    FastdumpError,
+    OutputFailed,
+    UsageError,
+    output_failed,
+)
 from fastdump.text import printable
 
 _COMMANDS = {
@@ -64,13 +70,36 @@ def fail(error: FastdumpError) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
+def _open_standard_streams() -> None:
+    """What the shell has closed (``>&-``) would be the number of the next file that we open."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if fd == 1 else os.O_RDWR)  # writing to 1 fails
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
+
+
+def _discard_output() -> None:
+    """Let go of what is in the buffer of standard output: the flush at exit would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main(args: list[str] | None = None) -> Any:
     """The entry point: runs a command, and turns every end into its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
     try:
-        code = cli.main(args, standalone_mode=False)
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGHUP, _interrupt)
+        _open_standard_streams()
+        # Not cli.main(): it has ends of its own for a broken pipe and for Ctrl-C.
+        with cli.make_context("fastdump", sys.argv[1:] if args is None else args) as context:
+            code = cli.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        code = end.exit_code
     except FastdumpError as error:
         fail(error)
     except click.UsageError as error:
@@ -83,6 +112,11 @@ def main(args: list[str] | None = None) -> Any:
         click.echo("fastdump: interrupted", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # `| head`: end quietly, as the reader did
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(7) from None
+        _discard_output()
+        raise SystemExit(OutputFailed.exit_code) from None
+    except OSError as error:
+        if error.filename is not None:  # not of a write to an open file
+            raise
+        _discard_output()
+        fail(output_failed("standard output", error))
     raise SystemExit(code if isinstance(code, int) else 0)

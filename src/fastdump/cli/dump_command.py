@@ -14,7 +14,7 @@ import click
 from fastdump.cli.options import OrderedCommand, preset_of, rules_of, selection_options
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
 from fastdump.errors import UsageError
-from fastdump.output import check_free
+from fastdump.output import check_free, uninterrupted
 from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
 from fastdump.survey import Survey
@@ -64,7 +64,7 @@ def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
     "--threads",
     type=click.IntRange(1, 256),
     default=None,
-    help="Threads that read and compress.  [default: the CPUs, at most 16]",
+    help="Threads that read and compress.  [default: the CPUs, at most 16; one more for LZ4]",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option(
@@ -106,8 +106,8 @@ def command(
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     if output not in ("-", "") and not plan:
         check_free(Path(output), force)
-    threads = threads or default_threads()
-    with LiveProcess(pid) as process:
+    threads = threads or default_threads(format)
+    with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
         survey = Survey(
             process,
             preset_of(preset, everything),
@@ -121,7 +121,9 @@ def command(
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 _warn_swapped(survey)
-            writer, name = open_writer(format, output, force=force, level=level)
+            with uninterrupted():
+                writer, name = open_writer(format, output, force=force, level=level)
+                stack.callback(writer.abort)  # does nothing once it is whole
             with _progress(quiet or as_json) as progress:
                 report = dump(
                     survey, writer, name, format, threads=threads, begun=begun, progress=progress
