@@ -199,11 +199,14 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def fastdump(format: str, *options: str, peak: bool = False) -> Callable[[Job], Sample]:
+def fastdump(
+    format: str, *options: str, peak: bool = False, default_threads: bool = False
+) -> Callable[[Job], Sample]:
     """``fastdump dump PID --format FORMAT``.
 
     Args:
         peak: Find out its peak memory too, which costs some time.
+        default_threads: As many as it takes by itself, else as many as ``bare``.
     """
 
     def run(job: Job) -> Sample:
@@ -211,7 +214,7 @@ def fastdump(format: str, *options: str, peak: bool = False) -> Callable[[Job], 
         where: Command = () if format == "null" else ("-o", output)
         around: Command = (sys.executable, "-IS", "-c", PEAK) if peak else ()
         command = (job.bench.fastdump, "dump", str(job.subject.pid), "--format", format, "--json")
-        threads = ("--threads", str(job.bench.threads))
+        threads = () if default_threads else ("--threads", str(job.bench.threads))
         done = run_command((*around, *command, *threads, *options, *where))
         text, _, last = done.stdout.rstrip("\n").rpartition("\n") if peak else (done.stdout, "", 0)
         report = json.loads(text)
@@ -225,6 +228,19 @@ def fastdump(format: str, *options: str, peak: bool = False) -> Callable[[Job], 
         return Sample(done.seconds, work_seconds(report), job.subject.length, size, int(last))
 
     return run
+
+
+def fastdump_to_nothing(job: Job) -> Sample:
+    """``fastdump dump PID -o - > /dev/null``: what ``lz4 -1 -c FILE > /dev/null`` is to a file.
+
+    Its output is that of ``fastdump("lz4")``, which other rows check.
+    """
+    script = 'exec "$1" dump "$2" --json -o - 2>&1 > /dev/null'
+    done = run_command(("sh", "-c", script, "sh", job.bench.fastdump, str(job.subject.pid)))
+    report = json.loads(done.stdout)
+    if report["bytes"]["read"] < job.subject.length or report["exit_code"]:
+        raise WrongOutput(f"fastdump read {report['bytes']} of {job.subject.length} bytes")
+    return Sample(done.seconds, work_seconds(report), job.subject.length, report["size"])
 
 
 # --- the machine's limits -----------------------------------------------------------------------
@@ -252,7 +268,8 @@ def run_bare(job: Job, *arguments: str | Path, threads: int = 0) -> Sample:
 
 
 def bare_read(job: Job) -> Sample:
-    return run_bare(job, "read", str(job.subject.pid))
+    # 1 MiB as fastdump: the faster block where the L2 cache holds it.
+    return run_bare(job, "read", str(job.subject.pid), "--block", str(1 << 20))
 
 
 def bare_memcpy(job: Job) -> Sample:

@@ -16,9 +16,10 @@ raw-tmpfs  To memory, against a C loop of read and pwrite, the ``dd`` loop and g
            and stops the target meanwhile, which is its purpose.
 raw-disk   The same to a disk, each synced. ``write-direct`` writes memory that is already there,
            so it is a limit of the disk, not a rival. Caches below the guest are out of our reach.
-lz4        Against ``lz4 -1`` on all cores, which reads a file in tmpfs and throws its output away;
-           fastdump reads another process, checksums, and keeps its file. gcore + lz4 -1 uses one
-           core, as anybody would type it. The ratio depends on the image: see heap_image.py.
+lz4        Against ``lz4 -1`` on all cores, which reads a file in tmpfs; both throw their output
+           away. fastdump reads another process. The ratio depends on the image: see heap_image.py.
+lz4-disk   To a disk, synced, against gcore + lz4 -1, which uses one core and the disk twice, as
+           anybody would type it. In tmpfs it is about 3.4 times.
 zeros40    Targets of which 40% are zeros: the zero page (known without reading), or pages of
            their own (which must be read to be known).
 memory     fastdump's own peak resident memory.

@@ -64,7 +64,7 @@ def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
     "--threads",
     type=click.IntRange(1, 256),
     default=None,
-    help="Threads that read and compress.  [default: the CPUs, at most 16; one more for LZ4]",
+    help="Threads that read and compress.  [default: the CPUs, at most 16, and one more]",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option(
