@@ -17,6 +17,7 @@ ORDER = [
     "labels",
     "selection",
     "survey",
+    "stream",
     "output",
     "crew",
     "elfcore",

@@ -21,7 +21,7 @@ from fastdump.output import PartFile, PartFolder, StandardOutput
 from fastdump.process import Growth
 from fastdump.rawdump import Raw, RawLz4
 from fastdump.selection import Preset
-from fastdump.survey import Survey, piece_size, pieces_of
+from fastdump.survey import Survey, pieces_of, shares
 
 # What each format selects when nothing else is asked for, and the name it gets.
 FORMATS = {
@@ -61,13 +61,13 @@ class Writer(Protocol):
 class Null:
     """``--format null``: reads, and keeps nothing; the speed of reading alone."""
 
-    buffer_size = _native.BLOCK_SIZE
+    buffer_size = 2 << 20  # nothing else needs the cache: 1.5% faster than 1 MiB
     emit = None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
         slices = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
         survey.count_all_but(slices)
-        return pieces_of(slices, piece_size(survey.to_copy, threads))
+        return pieces_of(slices, shares(survey.to_copy, threads))
 
     def work(self, copier: Copier, piece: list[Slice]) -> None:
         copier.discard(piece)

@@ -11,6 +11,7 @@ Linux fs/binfmt_elf.c, and what gdb, lldb and elfutils read of a core.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -20,10 +21,11 @@ from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
 from fastdump.errors import UsageError
-from fastdump.output import Output, PartFile, hole_size, set_direct
+from fastdump.output import Output, PartFile
 from fastdump.process import LiveProcess
 from fastdump.region import Region
-from fastdump.survey import Survey, piece_size, pieces_of
+from fastdump.stream import hole_size, set_direct
+from fastdump.survey import Survey, pieces_of, shares
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -214,15 +216,14 @@ class CoreFile:
         self._output.write_at(self._layout.header, 0)
         os.fsync(self._output.fd)  # through the page cache, while the data may go past it
         self._hole = hole_size(self._output.fd)
-        return pieces_of(self._layout.slices, piece_size(survey.to_copy, threads))
+        return pieces_of(self._layout.slices, shares(survey.to_copy, threads))
 
     def work(self, copier: Copier, piece: list[Slice]) -> None:
         copier.write(piece, self._output.fd, self._hole)
 
     def finish(self, manifest: dict[str, object]) -> int:
-        size = self._write_tail(manifest)
-        self._output.commit()
-        return size
+        self._write_tail(manifest)
+        return self._output.commit()
 
     def keep(self, manifest: dict[str, object]) -> str:
         self._write_tail(manifest)
@@ -231,11 +232,9 @@ class CoreFile:
     def abort(self) -> None:
         self._output.abort()
 
-    def _write_tail(self, manifest: dict[str, object]) -> int:
+    def _write_tail(self, manifest: dict[str, object]) -> None:
         set_direct(self._output.fd, False)
         self._output.write_at(self._layout.tail(manifest), self._layout.end)
-        self._output.sync()
-        return os.fstat(self._output.fd).st_blocks * 512
 
 
 class CoreStream:
@@ -251,7 +250,7 @@ class CoreStream:
         survey.count_all_but(self._layout.slices)
         self._stream = self._output.stream()
         self._stream.write(self._layout.header)
-        return pieces_of(self._layout.slices, self.buffer_size)
+        return pieces_of(self._layout.slices, itertools.repeat(self.buffer_size))
 
     def work(self, copier: Copier, piece: list[Slice]) -> bytes:
         return bytes(copier.fill(piece)[0])

@@ -10,6 +10,7 @@ Sources: LZ4 Frame Format Description 1.6.4; Zstandard Seekable Format 0.1.0.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from collections.abc import Iterator
 from fastdump import _native
 from fastdump._native import Copier, Slice
 from fastdump.elfcore import lay_out
-from fastdump.output import Output, Stream
+from fastdump.output import Output
+from fastdump.stream import Stream
 from fastdump.survey import Survey, pieces_of
 
 # The whole frame stays in the L2 cache between being read and being compressed.
@@ -105,7 +107,7 @@ class Lz4Core:
         survey.count_all_but(self._layout.slices)
         self._frames = FrameStream(self._output.stream())
         self._write(self._layout.header)
-        return pieces_of(self._layout.slices, FRAME_SIZE)
+        return pieces_of(self._layout.slices, itertools.repeat(FRAME_SIZE))
 
     def work(self, copier: Copier, piece: list[Slice]) -> tuple[bytes, int]:
         content, _ = copier.fill(piece)

@@ -1,16 +1,13 @@
 """Outputs: files that have their name only once they are whole.
 
-A file is written as ``NAME.part`` (mode 0600, O_EXCL, O_NOFOLLOW), synced, and renamed.
-Data goes out by O_DIRECT where the file system has it: the same disk takes up to twice as much
-that way, and the host's page cache is not filled with the dump (measured in benchmarks/).
-Elsewhere it is buffered, and dropped from the page cache after the sync.
+A file is written as ``NAME.part`` (mode 0600, O_EXCL, O_NOFOLLOW), synced, and renamed; a folder
+likewise. The ``.part`` is locked while it is written, so that no second dump takes it away.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import mmap
 import os
 import re
 import signal
@@ -19,13 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fastdump import _native
-from fastdump._native import PAGE_SIZE
 from fastdump.errors import OutputFailed, UsageError, output_failed
+from fastdump.stream import Stream
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# A hole spares the disk a write, but costs one more: of O_DIRECT each is a round trip.
-_HOLE_DIRECT = 64 << 10
 
 # syncfs(2) waits for everybody's data on that file system, fsync(2) for a journal commit a file.
 _MANY_FILES = 256
@@ -123,12 +117,6 @@ def _is_ours(fd: int, part: Path) -> bool:
         return False
 
 
-def _sync_name(path: Path) -> None:
-    """Make a rename durable: fsync(2) of the folder."""
-    with _opened(str(path.parent)) as folder:
-        os.fsync(folder)
-
-
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -138,24 +126,11 @@ def _opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def set_direct(fd: int, on: bool) -> bool:
-    """Switch O_DIRECT on or off; whether it is on now."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    with contextlib.suppress(OSError):  # EINVAL: not on this file system
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
-    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-
-
-def hole_size(fd: int) -> int:
-    """The shortest run of zeros, in bytes, that is left unwritten in a file."""
-    return _HOLE_DIRECT if set_direct(fd, True) else PAGE_SIZE
-
-
 class Output(Protocol):
     """Where a stream goes: a :class:`PartFile` or :class:`StandardOutput`."""
 
     def stream(self) -> Stream: ...
-    def commit(self) -> None: ...
+    def commit(self) -> int: ...
     def keep(self) -> str: ...
     def abort(self) -> None: ...
 
@@ -166,8 +141,9 @@ class StandardOutput:
     def stream(self) -> Stream:
         return Stream(1)
 
-    def commit(self) -> None:
+    def commit(self) -> int:
         """Nothing: it has no name."""
+        return 0
 
     def keep(self) -> str:
         return "the output"
@@ -176,8 +152,8 @@ class StandardOutput:
         """Nothing can be taken back."""
 
 
-class PartFile:
-    """One output file: ``NAME.part`` until :meth:`commit`.
+class _Part:
+    """A ``NAME.part`` of ours, until it is committed (gets its name), kept, or aborted.
 
     Raises:
         OutputFailed: It exists, or cannot be written.
@@ -192,7 +168,7 @@ class PartFile:
         try:
             if force:
                 _remove_part(self.part)
-            self.fd = os.open(self.part, _NEW, 0o600)
+            self.fd = self._create()
         except OSError as error:
             raise output_failed(str(self.part), error) from None
         try:
@@ -202,6 +178,68 @@ class PartFile:
         except BaseException:
             os.close(self.fd)
             raise
+
+    def _create(self) -> int:
+        """Create the ``.part``: its descriptor."""
+        raise NotImplementedError
+
+    def _sync(self) -> None:
+        """Write everything to the disk, and give the page cache back."""
+        raise NotImplementedError
+
+    def _rename(self) -> None:
+        """Give it its name; never that of another, unless forced."""
+        raise NotImplementedError
+
+    def _size(self) -> int:
+        """Bytes that it takes on the disk."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Make what is written durable."""
+        try:
+            self._sync()
+        except OSError as error:
+            raise output_failed(str(self.part), error) from None
+
+    def commit(self) -> int:
+        """Make it durable, and give it its name; the bytes that it takes on the disk."""
+        self.sync()
+        size = self._size()
+        try:
+            self._rename()
+            with _opened(str(self.path.parent)) as folder:
+                os.fsync(folder)
+        except OSError as error:
+            raise output_failed(str(self.path), error) from None
+        self._close()
+        return size
+
+    def keep(self) -> str:
+        """Leave it under its ``.part`` name, durable: the name."""
+        self.sync()
+        self._kept = True
+        self._close()
+        return str(self.part)
+
+    def abort(self) -> None:
+        """Leave nothing, unless it was committed or kept; harmless a second time."""
+        if self.fd >= 0 and not self._kept and _is_ours(self.fd, self.part):
+            with contextlib.suppress(OSError):
+                _remove(self.part)
+        self._close()
+
+    def _close(self) -> None:
+        if self.fd >= 0:  # which ends the lock
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+
+class PartFile(_Part):
+    """One output file."""
+
+    def _create(self) -> int:
+        return os.open(self.part, _NEW, 0o600)
 
     def stream(self) -> Stream:
         """Write it front to back."""
@@ -214,191 +252,62 @@ class PartFile:
             count = os.pwrite(self.fd, view, offset)
             view, offset = view[count:], offset + count
 
-    def keep(self) -> str:
-        """Leave it under its ``.part`` name, durable: the name."""
-        self.sync()
-        self._kept = True
-        self.close()
-        return str(self.part)
+    def _sync(self) -> None:
+        os.fsync(self.fd)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def sync(self) -> None:
-        """fsync(2), and give the page cache back."""
+    def _size(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512
+
+    def _rename(self) -> None:
+        if self._force:
+            if self.path.is_dir() and not self.path.is_symlink():
+                _remove(self.path)
+            self.part.rename(self.path)
+            return
         try:
-            os.fsync(self.fd)
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError as error:
-            raise output_failed(str(self.part), error) from None
-
-    def commit(self) -> None:
-        """Make the file durable, and give it its name."""
-        self.sync()
-        try:
-            if self._force:
-                if self.path.is_dir() and not self.path.is_symlink():
-                    _remove(self.path)
-                self.part.rename(self.path)
-            else:
-                _rename_new(self.part, self.path)
-            _sync_name(self.path)
-        except OSError as error:
-            raise output_failed(str(self.path), error) from None
-        self.close()
-
-    def abort(self) -> None:
-        """Leave nothing, unless it was committed or kept; harmless a second time."""
-        if self.fd >= 0 and not self._kept and _is_ours(self.fd, self.part):
-            with contextlib.suppress(OSError):
-                _remove(self.part)
-        self.close()
-
-    def close(self) -> None:
-        """Close it, which ends the lock."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
-
-
-def _rename_new(part: Path, path: Path) -> None:
-    """Rename a file, but never over another: rename(2) would replace it."""
-    try:
-        os.link(part, path, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        part.rename(path)
-    else:
-        part.unlink()
-
-
-class PartFolder:
-    """One output folder: ``NAME.part`` until :meth:`commit`."""
-
-    def __init__(self, path: Path, force: bool = False) -> None:
-        check_free(path, force)
-        self.path = path
-        self.part = part_name(path)
-        self._force = force
-        self._kept = False
-        try:
-            if force:
-                _remove_part(self.part)
-            self.part.mkdir(mode=0o700)
-            self._fd = os.open(self.part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise output_failed(str(self.part), error) from None
-        try:
-            _lock(self._fd, self.part)
-            if not _is_ours(self._fd, self.part):
-                raise OutputFailed(f"another dump is writing {self.part}", "wait for it")
-        except BaseException:
-            os.close(self._fd)
+            os.link(self.part, self.path, follow_symlinks=False)
+        except FileExistsError:
             raise
+        except OSError:  # a file system without hard links
+            self.part.rename(self.path)
+        else:
+            self.part.unlink()
+
+
+class PartFolder(_Part):
+    """One output folder, of files without folders."""
+
+    def _create(self) -> int:
+        self.part.mkdir(mode=0o700)
+        return os.open(self.part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, name: str) -> int:
         """A descriptor for writing *name*, which is created at the first call."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(name, flags, 0o600, dir_fd=self._fd)
+        return os.open(name, flags, 0o600, dir_fd=self.fd)
 
     def has(self, name: str) -> bool:
         """Whether *name* was written; it may not be, where the target went away."""
         return (self.part / name).exists()
 
-    def keep(self) -> str:
-        """Leave it under its ``.part`` name, durable: the name."""
-        self._sync()
-        self._kept = True
-        self._close()
-        return str(self.part)
-
-    def commit(self) -> int:
-        """Make the folder durable, and give it its name; the bytes it takes on the disk."""
-        self._sync()
-        size = sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.part))
-        try:
-            if self._force:
-                _remove(self.path)
-            elif os.path.lexists(self.path):  # rename(2) replaces an empty folder
-                raise FileExistsError(17, os.strerror(17))
-            self.part.rename(self.path)
-            _sync_name(self.path)
-        except OSError as error:
-            raise output_failed(str(self.path), error) from None
-        self._close()
-        return size
-
     def _sync(self) -> None:
-        """Write everything to the disk, and give the page cache back."""
         paths = [entry.path for entry in os.scandir(self.part)]
-        try:
-            if len(paths) > _MANY_FILES:
-                with _opened(str(self.part)) as folder:
-                    _native.syncfs(folder)
-            for path in paths:
-                with _opened(path) as fd:
-                    if len(paths) <= _MANY_FILES:
-                        os.fsync(fd)
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            with _opened(str(self.part)) as folder:
-                os.fsync(folder)
-        except OSError as error:
-            raise output_failed(str(self.part), error) from None
+        if len(paths) > _MANY_FILES:
+            _native.syncfs(self.fd)
+        for path in paths:
+            with _opened(path) as fd:
+                if len(paths) <= _MANY_FILES:
+                    os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fsync(self.fd)
 
-    def abort(self) -> None:
-        """Leave nothing, unless it was committed or kept; harmless a second time."""
-        if self._fd >= 0 and not self._kept and _is_ours(self._fd, self.part):
-            with contextlib.suppress(OSError):
-                _remove(self.part)
-        self._close()
+    def _size(self) -> int:
+        return sum(entry.stat().st_blocks * 512 for entry in os.scandir(self.part))
 
-    def _close(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
-class Stream:
-    """A sequential writer of a file or a pipe.
-
-    Args:
-        direct: The descriptor is of a new file of ours: try O_DIRECT, in aligned blocks.
-            (Never on a descriptor that we share: the flag is the open file's, and gives
-            a pipe another meaning.)
-    """
-
-    def __init__(self, fd: int, direct: bool = False) -> None:
-        self.fd = fd
-        self.length = 0
-        direct = direct and set_direct(fd, True)
-        self._block = memoryview(mmap.mmap(-1, _native.BLOCK_SIZE)) if direct else None
-        self._filled = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append *data*.
-
-        Raises:
-            OSError: As write(2) gives it.
-        """
-        self.length += len(data)
-        view = memoryview(data)
-        if not self._block:
-            self._write_all(view)
-            return
-        while view:
-            count = min(len(view), len(self._block) - self._filled)
-            self._block[self._filled : self._filled + count] = view[:count]
-            self._filled += count
-            view = view[count:]
-            if self._filled == len(self._block):
-                self._filled = 0
-                self._write_all(self._block)
-
-    def flush(self) -> None:
-        """Write what is left. O_DIRECT takes no piece of a block, so it ends here."""
-        if self._block:
-            set_direct(self.fd, False)
-            block, self._block = self._block, None
-            self._write_all(block[: self._filled])
-
-    def _write_all(self, view: memoryview) -> None:
-        while view:
-            view = view[os.write(self.fd, view) :]
+    def _rename(self) -> None:
+        if self._force:
+            _remove(self.path)
+        elif os.path.lexists(self.path):  # rename(2) replaces an empty folder
+            raise FileExistsError(17, os.strerror(17))
+        self.part.rename(self.path)

@@ -8,6 +8,7 @@ cost a compressed file 1 byte in 255, 8 GB for a reservation of 2 TB, so that it
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from typing import NamedTuple
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
 from fastdump.elfcore import MAX_RUNS, MIN_GAP
 from fastdump.lz4core import FRAME_SIZE, Compressor
-from fastdump.output import PartFolder, Stream, hole_size
-from fastdump.survey import Survey, piece_size, pieces_of
+from fastdump.output import PartFolder
+from fastdump.stream import Stream, hole_size
+from fastdump.survey import Survey, pieces_of, shares
 
 MANIFEST_NAME = "manifest.json"
 # A small file is one write; O_DIRECT would wait for the disk for each.
@@ -46,9 +48,11 @@ class Raw:
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
         runs = survey.runs(MIN_GAP, MAX_RUNS)
         survey.count_all_but(s for found in runs for s in found)
-        return self._pieces(survey, runs, piece_size(survey.to_copy, threads))
+        return self._pieces(survey, runs, shares(survey.to_copy, threads))
 
-    def _pieces(self, survey: Survey, runs: list[list[Slice]], size: int) -> Iterator[Piece]:
+    def _pieces(
+        self, survey: Survey, runs: list[list[Slice]], sizes: Iterator[int]
+    ) -> Iterator[Piece]:
         for region, choice, found in zip(survey.regions, survey.choices, runs, strict=True):
             if not choice.included:
                 continue
@@ -56,7 +60,7 @@ class Raw:
             self._files[region.start] = [_entry(name, region.start, region.end)]
             if not found:  # a file of zeros
                 yield Piece(name, [], region.length)
-            for part in pieces_of(found, size):
+            for part in pieces_of(found, sizes):
                 yield Piece(name, part, region.length)
 
     def work(self, copier: Copier, piece: Piece) -> None:
@@ -109,7 +113,7 @@ class RawLz4:
         for found in runs:
             for s in found:
                 name, end = _lz4_name(pid, s), s.address + s.length
-                for part in pieces_of([s], FRAME_SIZE):
+                for part in pieces_of([s], itertools.repeat(FRAME_SIZE)):
                     last = part[-1].address + part[-1].length == end
                     yield Piece(name, part, s.length, last)
 

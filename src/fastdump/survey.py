@@ -20,7 +20,8 @@ from fastdump.region import Range, Region
 from fastdump.selection import Choice, Part, Preset, Rule, select, slices_of
 
 # One call into C: long enough that Python costs nothing, short enough to share out and to stop.
-_PIECE_SIZE = 64 << 20
+_MOST_PIECE = 64 << 20
+_LEAST_PIECE = 4 << 20
 
 
 class Survey:
@@ -171,10 +172,10 @@ def residency_of(process: LiveProcess, regions: Sequence[Region]) -> list[Reside
         raise process.gone() from None
 
 
-def pieces_of(slices: Iterable[Slice], size: int) -> Iterator[list[Slice]]:
-    """Cut and gather *slices* into lists of *size* bytes, the last one shorter."""
+def pieces_of(slices: Iterable[Slice], sizes: Iterator[int]) -> Iterator[list[Slice]]:
+    """Cut and gather *slices* into lists of *sizes* bytes, the last one shorter."""
     piece: list[Slice] = []
-    room = size
+    room = next(sizes)
     for s in slices:
         done = 0
         while done < s.length:
@@ -184,15 +185,18 @@ def pieces_of(slices: Iterable[Slice], size: int) -> Iterator[list[Slice]]:
             room -= part.length
             if not room:
                 yield piece
-                piece, room = [], size
+                piece, room = [], next(sizes)
     if piece:
         yield piece
 
 
-def piece_size(length: int, threads: int) -> int:
-    """The size of a piece, in bytes, so that all threads are busy to the end."""
-    share = length // (threads * 8)
-    return min(max(share & ~(_native.BLOCK_SIZE - 1), 4 << 20), _PIECE_SIZE)
+def shares(length: int, threads: int) -> Iterator[int]:
+    """Sizes of pieces of *length* bytes: ever smaller, so that all threads end together."""
+    while True:
+        share = length // (threads * 4) & ~(_native.BLOCK_SIZE - 1)
+        size = min(max(share, _LEAST_PIECE), _MOST_PIECE)
+        length -= size
+        yield size
 
 
 def _raise_descriptor_limit() -> None:
