@@ -2,10 +2,10 @@
  * bare: the machine's own limits, to hold fastdump against.
  *
  *   bare read PID                 process_vm_readv into one reused buffer a thread
- *   bare copy PID OUT             process_vm_readv, then pwrite into OUT
- *   bare copy-direct PID OUT      the same through O_DIRECT, then fsync
- *   bare write-direct OUT BYTES   O_DIRECT writes alone, of as much noise in its own memory, then
- * fsync bare memcpy BYTES             plain memcpy into one reused buffer a thread
+ *   bare copy PID OUT             process_vm_readv, then pwrite into OUT, then fsync
+ *   bare copy-direct PID OUT      the same through O_DIRECT
+ *   bare write-direct OUT BYTES   O_DIRECT writes alone, of as much memory of its own, then fsync
+ *   bare memcpy BYTES             plain memcpy into one reused buffer a thread
  *
  * Options, after the operands: --threads N (default: the cores that are online), --block BYTES
  * (default: 256 KiB; 1 MiB for the -direct ones), --ranges FILE (default: standard input).
@@ -298,7 +298,7 @@ int main(int argc, char **argv) {
     if (work.writes)
         work.fd = open_output(operand[write_direct ? 1 : 2], work.bytes, direct);
 
-    double seconds = run(&work, (unsigned)threads, direct);
+    double seconds = run(&work, (unsigned)threads, work.writes);
     printf("{\"bytes\": %" PRIu64 ", \"seconds\": %.6f, \"gbps\": %.3f, \"threads\": %" PRIu64
            ", \"block\": %" PRIu64 "}\n",
            work.bytes, seconds, (double)work.bytes / seconds * 1e-9, threads, block);

@@ -184,11 +184,13 @@ RAW_DISK = partial(
         Engine("bare write-direct", engines.bare_write_direct()),
         Engine("bare write-direct, 1 thread", engines.bare_write_direct(1)),
         Engine("bare copy-direct", engines.bare_copy("copy-direct")),
+        Engine("bare copy, buffered", engines.bare_copy("copy")),
         Engine("gcore, sync", engines.gcore('sync "$1"')),
     ),
     (
         Floor(("bare write-direct", "bare write-direct, 1 thread"), "work", 0.90),
         Floor(("bare copy-direct",), "work", None),
+        Floor(("bare copy, buffered",), "work", None),
         Floor(("gcore, sync",), "wall", 1.7),
     ),
 )
