@@ -128,6 +128,13 @@ int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdum
                       uint64_t gap_capacity, struct fastdump_cursor *cursor,
                       struct fastdump_gap *gaps_ret, struct fastdump_tally *tally_ret);
 
+/*
+ * Write length bytes (whole pages) at offset, but for runs of at least hole zero bytes.
+ * Returns 0 or -errno of pwrite(2); *written_ret is increased by what was written.
+ */
+int64_t fastdump_write(int32_t fd, const void *buffer, uint64_t length, uint64_t offset,
+                       uint64_t hole, uint64_t page_size, uint64_t *written_ret);
+
 /* 1 if length bytes are all zero, else 0. */
 int64_t fastdump_is_zero(const void *buffer, uint64_t length);
 

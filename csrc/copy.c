@@ -189,46 +189,57 @@ int64_t fastdump_is_zero(const void *buffer, uint64_t length) {
     return 1;
 }
 
-static int64_t write_all(struct copy *copy, uint64_t at, uint64_t end) {
-    while (at < end) {
-        ssize_t got = pwrite(copy->output, copy->buffer + at, end - at, (off_t)(copy->offset + at));
+static int64_t write_all(int32_t fd, const unsigned char *from, uint64_t length, uint64_t offset,
+                         uint64_t *written_ret) {
+    while (length > 0) {
+        ssize_t got = pwrite(fd, from, length, (off_t)offset);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got <= 0) {
-            copy->cursor->output_error = got < 0 ? errno : ENOSPC;
-            return -EIO;
-        }
-        at += (uint64_t)got;
-        copy->tally->written += (uint64_t)got;
+        if (got <= 0)
+            return got < 0 ? -errno : -ENOSPC;
+        from += got;
+        offset += (uint64_t)got;
+        length -= (uint64_t)got;
+        *written_ret += (uint64_t)got;
     }
     return 0;
 }
 
+int64_t fastdump_write(int32_t fd, const void *buffer, uint64_t length, uint64_t offset,
+                       uint64_t hole, uint64_t page_size, uint64_t *written_ret) {
+    const unsigned char *bytes = buffer;
+    uint64_t start = 0, end = 0; /* of the run not yet written */
+    int64_t error = 0;
+    for (uint64_t at = 0; at < length && !error; at += page_size) {
+        if (!fastdump_is_zero(bytes + at, page_size)) {
+            if (start == end)
+                start = at;
+            end = at + page_size;
+        } else if (start < end && at + page_size - end >= hole) {
+            error = write_all(fd, bytes + start, end - start, offset + start, written_ret);
+            start = end = 0;
+        }
+    }
+    return error ? error : write_all(fd, bytes + start, end - start, offset + start, written_ret);
+}
+
 /* Write the filled part of the buffer, but for its runs of at least `hole` zero bytes. */
 static int64_t flush(struct copy *copy) {
-    uint64_t page = copy->target->page_size, filled = copy->filled;
-    uint64_t start = 0, end = 0; /* of the run not yet written */
+    uint64_t filled = copy->filled;
     copy->filled = 0;
     if (copy->output < 0 || filled == 0)
         return 0;
     if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
         return -ESRCH;
     uint64_t begun = now_ns();
-    int64_t error = 0;
-    for (uint64_t at = 0; at < filled && !error; at += page) {
-        if (!fastdump_is_zero(copy->buffer + at, page)) {
-            if (start == end)
-                start = at;
-            end = at + page;
-        } else if (start < end && at + page - end >= copy->hole) {
-            error = write_all(copy, start, end);
-            start = end = 0;
-        }
-    }
-    if (!error)
-        error = write_all(copy, start, end);
+    int64_t error = fastdump_write(copy->output, copy->buffer, filled, copy->offset, copy->hole,
+                                   copy->target->page_size, &copy->tally->written);
     copy->tally->write_ns += now_ns() - begun;
-    return error;
+    if (error) {
+        copy->cursor->output_error = (int32_t)-error;
+        return -EIO;
+    }
+    return 0;
 }
 
 /* Room for the bytes at offset, behind what the buffer holds already where they join. */

@@ -190,16 +190,28 @@ def _c_slices(slices: Iterable[Slice], base: int = 0) -> Any:
     )
 
 
-def _aligned_buffer(size: int) -> memoryview:
-    """Page-aligned, for O_DIRECT, and one huge page where the kernel gives one.
+class Buffer(NamedTuple):
+    """Memory for C: the *view* keeps it alive, C gets its *address*.
+
+    Not a cdata of ffi.from_buffer(): in a cycle (a traceback makes one) CPython 3.11's garbage
+    collector may free the memoryview behind it first, and crash.
+    """
+
+    view: memoryview
+    address: int
+
+
+def aligned_buffer(size: int) -> Buffer:
+    """Page-aligned, for O_DIRECT, and in huge pages where the kernel gives them.
 
     Physically contiguous, it uses the L2 cache evenly: reads run 5% faster (measured).
     """
     area = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE)
     with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages
         area.madvise(mmap.MADV_HUGEPAGE)
-    skip = -int(ffi.cast("uintptr_t", ffi.from_buffer(area))) % _HUGE_PAGE
-    return memoryview(area)[skip : skip + size]
+    start = int(ffi.cast("uintptr_t", ffi.from_buffer(area)))
+    skip = -start % _HUGE_PAGE
+    return Buffer(memoryview(area)[skip : skip + size], start + skip)
 
 
 @dataclass
@@ -212,11 +224,18 @@ class Copier:
     gaps: list[Gap] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.view = _aligned_buffer(self.size)
-        self._buffer = ffi.from_buffer(self.view)
+        self._buffer = aligned_buffer(self.size)
         self._gaps = ffi.new("struct fastdump_gap[]", _GAP_CAPACITY)
 
-    def _copy(self, slices: Sequence[Slice], base: int, output: int, hole: int) -> Tally:
+    def _copy(
+        self,
+        slices: Sequence[Slice],
+        base: int,
+        output: int,
+        hole: int,
+        buffer: Buffer | None = None,
+    ) -> Tally:
+        buffer = buffer or self._buffer
         c_slices = _c_slices(slices, base)
         cursor = ffi.new("struct fastdump_cursor *")
         tally = ffi.new("struct fastdump_tally *")
@@ -226,8 +245,8 @@ class Copier:
                 self.memory._target,
                 c_slices,
                 len(slices),
-                self._buffer,
-                self.size,
+                ffi.cast("void *", buffer.address),
+                len(buffer.view),
                 output,
                 hole,
                 _GAP_CAPACITY,
@@ -263,18 +282,33 @@ class Copier:
         """
         return self._copy(slices, 0, fd, hole)
 
-    def fill(self, slices: Sequence[Slice]) -> tuple[memoryview, Tally]:
+    def fill(
+        self, slices: Sequence[Slice], buffer: Buffer | None = None
+    ) -> tuple[memoryview, Tally]:
         """The bytes of *slices*, which follow one another in offset and fit the buffer.
 
-        The view is valid until the next call.
+        The view is into *buffer*; or into the copier's own, and then valid until the next call.
 
         Raises:
             MemoryGone: The target exited or called exec.
         """
         base = slices[0].offset
         length = slices[-1].offset + slices[-1].length - base
-        tally = self._copy(slices, base, lib.FASTDUMP_KEEP, 0)
-        return self.view[:length], tally
+        tally = self._copy(slices, base, lib.FASTDUMP_KEEP, 0, buffer)
+        return (buffer or self._buffer).view[:length], tally
+
+
+def write_sparse(fd: int, buffer: Buffer, length: int, offset: int, hole: int) -> None:
+    """Write *length* bytes, whole pages, at *offset*, but for runs of at least *hole* zero bytes.
+
+    Raises:
+        OutputError: pwrite(2) failed.
+    """
+    assert length <= len(buffer.view)
+    address, written = ffi.cast("void *", buffer.address), ffi.new("uint64_t *")
+    result = lib.fastdump_write(fd, address, length, offset, hole, PAGE_SIZE, written)
+    if result < 0:
+        raise OutputError(-result, os.strerror(-result))
 
 
 def is_zero(buffer: Any) -> bool:

@@ -42,15 +42,17 @@ class Writer(Protocol):
     """A format: what is copied into where.
 
     ``begin`` gives the pieces, ``work`` copies one in any thread, ``emit`` takes the results
-    in order (None where order does not matter). ``finish`` makes the output whole and gives
-    its size in bytes on the disk; ``keep`` leaves what there is under its ``.part`` name,
-    and gives that; ``abort`` leaves nothing.
+    in order (None where order does not matter). More than ``most_threads`` do not help.
+    ``finish`` makes the output whole and gives its size in bytes on the disk; ``keep`` leaves
+    what there is under its ``.part`` name, and gives that; ``abort`` leaves nothing.
     """
 
     buffer_size: int
 
     @property
     def emit(self) -> Callable[[Any], None] | None: ...
+    @property
+    def most_threads(self) -> int | None: ...
     def begin(self, survey: Survey, threads: int) -> Iterator[Any]: ...
     def work(self, copier: Copier, piece: Any) -> Any: ...
     def finish(self, manifest: dict[str, object]) -> int: ...
@@ -63,6 +65,7 @@ class Null:
 
     buffer_size = 2 << 20  # nothing else needs the cache: 1.5% faster than 1 MiB
     emit = None
+    most_threads = None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
         slices = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
@@ -188,11 +191,11 @@ def open_writer(
 def default_threads(format: str) -> int:
     """The CPUs that we may use, at most 16: memory bandwidth ends there at the latest.
 
-    One more where one of them waits for the disk: on 2 CPUs that makes LZ4 to a disk a quarter
-    faster, and raw a little.
+    One more where frames are compressed: one of them waits for the disk, and with 2 CPUs LZ4 to a
+    disk is a quarter faster. At least two, so that one can read while one writes.
     """
     threads = min(len(os.sched_getaffinity(0)), 16)
-    return threads if format == "null" else threads + 1
+    return threads + 1 if "lz4" in format else max(threads, 2)
 
 
 def dump(
@@ -201,13 +204,14 @@ def dump(
     output: str,
     format: str,
     *,
-    threads: int,
+    threads: int | None,
     begun: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DumpReport:
     """Copy what *survey* selected through *writer*.
 
     Args:
+        threads: How many copy; None for as many as help.
         begun: time.perf_counter() before the survey: its seconds are in the report.
         progress: Called with the bytes done and in all, from any thread.
 
@@ -216,6 +220,9 @@ def dump(
         OutputFailed: Nothing that looks whole is left.
     """
     process = survey.process
+    if threads is None:
+        threads = default_threads(format)
+        threads = min(threads, writer.most_threads or threads)
     seconds = {"survey": time.perf_counter() - begun}
     copiers: list[Copier] = []
     kept = False

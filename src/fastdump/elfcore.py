@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
@@ -24,7 +24,7 @@ from fastdump.errors import UsageError
 from fastdump.output import Output, PartFile
 from fastdump.process import LiveProcess
 from fastdump.region import Region
-from fastdump.stream import hole_size, set_direct
+from fastdump.stream import Block, Blocks, hole_size, one_at_a_time, set_direct
 from fastdump.survey import Survey, pieces_of, shares
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -204,10 +204,18 @@ class CoreFile:
     """Writes ``--format core`` to a file, sparse."""
 
     buffer_size = BLOCK_SIZE
-    emit = None
 
     def __init__(self, output: PartFile) -> None:
         self._output = output
+        self._blocks = Blocks() if one_at_a_time(output.fd) else None
+
+    @property
+    def most_threads(self) -> int | None:
+        return Blocks.threads if self._blocks else None
+
+    @property
+    def emit(self) -> Callable[[Block], None] | None:
+        return self._emit if self._blocks else None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
         self._layout = lay_out(survey)
@@ -216,10 +224,19 @@ class CoreFile:
         self._output.write_at(self._layout.header, 0)
         os.fsync(self._output.fd)  # through the page cache, while the data may go past it
         self._hole = hole_size(self._output.fd)
+        if self._blocks:
+            return pieces_of(self._layout.slices, itertools.repeat(Blocks.size))
         return pieces_of(self._layout.slices, shares(survey.to_copy, threads))
 
-    def work(self, copier: Copier, piece: list[Slice]) -> None:
+    def work(self, copier: Copier, piece: list[Slice]) -> Block | None:
+        if self._blocks:
+            return self._blocks.fill(copier, piece)
         copier.write(piece, self._output.fd, self._hole)
+        return None
+
+    def _emit(self, block: Block) -> None:
+        assert self._blocks
+        self._blocks.write(block, self._output.fd, self._hole)
 
     def finish(self, manifest: dict[str, object]) -> int:
         self._write_tail(manifest)
@@ -241,6 +258,7 @@ class CoreStream:
     """Writes ``--format core`` to a pipe."""
 
     buffer_size = BLOCK_SIZE
+    most_threads = None
 
     def __init__(self, output: Output) -> None:
         self._output = output

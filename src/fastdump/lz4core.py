@@ -97,6 +97,7 @@ class Lz4Core:
     """Writes ``--format lz4``, to a file or a pipe."""
 
     buffer_size = FRAME_SIZE
+    most_threads = None
 
     def __init__(self, output: Output, level: int = 1) -> None:
         self._output = output

@@ -11,14 +11,14 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
 from fastdump.elfcore import MAX_RUNS, MIN_GAP
 from fastdump.lz4core import FRAME_SIZE, Compressor
 from fastdump.output import PartFolder
-from fastdump.stream import Stream, hole_size
+from fastdump.stream import Block, Blocks, Stream, hole_size, one_at_a_time
 from fastdump.survey import Survey, pieces_of, shares
 
 MANIFEST_NAME = "manifest.json"
@@ -39,16 +39,26 @@ class Raw:
     """Writes ``--format raw``."""
 
     buffer_size = BLOCK_SIZE
-    emit = None
 
     def __init__(self, folder: PartFolder) -> None:
         self._folder = folder
         self._files: dict[int, list[dict[str, object]]] = {}
+        self._blocks = Blocks() if one_at_a_time(folder.fd) else None
+        self._open: tuple[str, int, int] | None = None  # what _emit writes: name, fd, hole
+
+    @property
+    def most_threads(self) -> int | None:
+        return Blocks.threads if self._blocks else None
+
+    @property
+    def emit(self) -> Callable[[tuple[Piece, Block | None]], None] | None:
+        return self._emit if self._blocks else None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
         runs = survey.runs(MIN_GAP, MAX_RUNS)
         survey.count_all_but(s for found in runs for s in found)
-        return self._pieces(survey, runs, shares(survey.to_copy, threads))
+        sizes = shares(survey.to_copy, threads)
+        return self._pieces(survey, runs, itertools.repeat(Blocks.size) if self._blocks else sizes)
 
     def _pieces(
         self, survey: Survey, runs: list[list[Slice]], sizes: Iterator[int]
@@ -60,17 +70,43 @@ class Raw:
             self._files[region.start] = [_entry(name, region.start, region.end)]
             if not found:  # a file of zeros
                 yield Piece(name, [], region.length)
-            for part in pieces_of(found, sizes):
-                yield Piece(name, part, region.length)
+            for run in found:  # what lies between runs is a hole
+                for part in pieces_of([run], sizes):
+                    yield Piece(name, part, region.length)
 
-    def work(self, copier: Copier, piece: Piece) -> None:
+    def work(self, copier: Copier, piece: Piece) -> tuple[Piece, Block | None]:
+        if self._blocks:
+            return piece, self._blocks.fill(copier, piece.slices) if piece.slices else None
+        fd, hole = self._file(piece)
+        try:
+            if piece.slices:
+                copier.write(piece.slices, fd, hole)
+        finally:
+            os.close(fd)
+        return piece, None
+
+    def _emit(self, result: tuple[Piece, Block | None]) -> None:
+        piece, block = result
+        if self._open is None or self._open[0] != piece.name:
+            self._close()
+            self._open = (piece.name, *self._file(piece))
+        _, fd, hole = self._open
+        if self._blocks and block:
+            self._blocks.write(block, fd, hole)
+
+    def _file(self, piece: Piece) -> tuple[int, int]:
+        """The file of a piece, and the least run of zeros that becomes a hole in it."""
         fd = self._folder.open(piece.name)
         try:
             os.ftruncate(fd, piece.length)
-            if piece.slices:
-                hole = hole_size(fd) if piece.length >= _DIRECT_FROM else PAGE_SIZE
-                copier.write(piece.slices, fd, hole)
-        finally:
+            return fd, hole_size(fd) if piece.length >= _DIRECT_FROM else PAGE_SIZE
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _close(self) -> None:
+        if self._open:
+            (_, fd, _), self._open = self._open, None
             os.close(fd)
 
     def finish(self, manifest: dict[str, object]) -> int:
@@ -82,9 +118,11 @@ class Raw:
         return self._folder.keep()
 
     def abort(self) -> None:
+        self._close()
         self._folder.abort()
 
     def _write_manifest(self, manifest: dict[str, object]) -> None:
+        self._close()
         _write_manifest(self._folder, manifest, self._files)
 
 
@@ -92,6 +130,7 @@ class RawLz4:
     """Writes ``--format raw-lz4``."""
 
     buffer_size = FRAME_SIZE
+    most_threads = None
 
     def __init__(self, folder: PartFolder, level: int = 1) -> None:
         self._folder = folder

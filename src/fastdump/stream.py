@@ -10,8 +10,18 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from fastdump._native import BLOCK_SIZE, PAGE_SIZE
+from fastdump._native import (
+    BLOCK_SIZE,
+    PAGE_SIZE,
+    Buffer,
+    Copier,
+    Slice,
+    aligned_buffer,
+    write_sparse,
+)
 
 # A hole spares the disk a write, but costs one more: of O_DIRECT each is a round trip.
 _HOLE_DIRECT = 64 << 10
@@ -28,6 +38,51 @@ def set_direct(fd: int, on: bool) -> bool:
 def hole_size(fd: int) -> int:
     """The shortest run of zeros, in bytes, that is left unwritten in a file."""
     return _HOLE_DIRECT if set_direct(fd, True) else PAGE_SIZE
+
+
+def one_at_a_time(fd: int) -> bool:
+    """Whether one thread should write, while the others read.
+
+    On a disk writes into one file wait for one another (the inode's lock), and each time that
+    lock changes hands the disk is idle: with one writer dumps ran a fifth faster.
+    Memory (tmpfs) takes writes from all threads; its device is no block device.
+    """
+    return os.major(os.fstat(fd).st_dev) != 0
+
+
+class Block(NamedTuple):
+    """The first *length* bytes of a buffer, and their offset in a file."""
+
+    buffer: Buffer
+    length: int
+    offset: int
+
+
+class Blocks:
+    """Blocks that many threads fill, and one at a time writes.
+
+    As many buffers come to be as blocks are under way: a crew bounds that.
+    """
+
+    size = 2 << 20  # a huge page
+    threads = 2  # one reads ahead; more would only push blocks out of the cache unwritten
+
+    def __init__(self) -> None:
+        self._free: list[Buffer] = []
+
+    def fill(self, copier: Copier, slices: Sequence[Slice]) -> Block:
+        """The bytes of *slices*, which follow one another in offset."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = aligned_buffer(self.size)
+        view, _ = copier.fill(slices, buffer)
+        return Block(buffer, len(view), slices[0].offset)
+
+    def write(self, block: Block, fd: int, hole: int) -> None:
+        """Write a block at its offset; its buffer is free again."""
+        write_sparse(fd, block.buffer, block.length, block.offset, hole)
+        self._free.append(block.buffer)
 
 
 class Stream:

@@ -64,7 +64,7 @@ def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
     "--threads",
     type=click.IntRange(1, 256),
     default=None,
-    help="Threads that read and compress.  [default: the CPUs, at most 16, and one more]",
+    help="Threads that read and compress.  [default: the CPUs, at most 16; one more for LZ4]",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option(
@@ -106,7 +106,6 @@ def command(
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     if output not in ("-", "") and not plan:
         check_free(Path(output), force)
-    threads = threads or default_threads(format)
     with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
         survey = Survey(
             process,
@@ -117,7 +116,8 @@ def command(
         )
         with contextlib.closing(survey):
             if plan:
-                _print_plan(make_plan(survey, format, output, threads, level), output, as_json)
+                planned = threads or default_threads(format)
+                _print_plan(make_plan(survey, format, output, planned, level), output, as_json)
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 _warn_swapped(survey)
