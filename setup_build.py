@@ -10,7 +10,8 @@ from pathlib import Path
 from cffi import FFI
 
 ROOT = Path(__file__).parent
-SOURCES = ["csrc/procmem.c", "csrc/residency.c", "csrc/copy.c"]
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.c"))
+HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h"))
 
 cflags = ["-O3", "-std=c11", "-fvisibility=hidden"]
 if os.environ.get("FASTDUMP_WERROR"):
@@ -23,7 +24,7 @@ ffibuilder.set_source(
     "fastdump._fastdump",
     '#include "fastdump.h"',
     sources=SOURCES,
-    depends=["csrc/api.h", "csrc/fastdump.h"],
+    depends=HEADERS,
     include_dirs=["csrc"],
     extra_compile_args=cflags,
 )

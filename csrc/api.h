@@ -23,6 +23,9 @@ struct fastdump_target {
 #define FASTDUMP_SWAPPED 4  /* swapped pages too: they come back into the target's memory */
 #define FASTDUMP_EVERY 8    /* every page, whatever the page tables say (the vdso) */
 #define FASTDUMP_NO_FILE 16 /* what is absent is in a mapped file that cannot be opened */
+#define FASTDUMP_PLAIN 32   /* no process: all of it is in the file, from file_offset on */
+#define FASTDUMP_AGAIN 64   /* not accounted for: some other slice is the same */
+#define FASTDUMP_TAIL 128   /* scan: read on only while a string is not at its end */
 
 /* Addresses [address, address + length) and where their bytes go: offset in the output. */
 struct fastdump_slice {
@@ -30,6 +33,7 @@ struct fastdump_slice {
     uint64_t length;
     uint64_t offset;
     uint64_t file_offset; /* of address, in the mapped file */
+    uint64_t region;      /* number of the region it lies in; for fastdump_scan */
     int32_t file;         /* descriptor of the mapped file, which has what is absent; or -1 */
     uint32_t flags;
 };
@@ -150,3 +154,208 @@ int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, u
 
 /* get_robust_list(2): the address that thread tid registered, 0 for none or not permitted. */
 uint64_t fastdump_robust_list(int32_t tid);
+
+/*
+ * Strings.
+ *
+ * A kernel finds the runs of printable characters of one encoding; all kernels of the table
+ * find the same. It writes edges: positions at which a run has reached the length looked
+ * for, and at which it has ended, in turns. See csrc/scan.inc.h.
+ */
+#define FASTDUMP_7BIT 0    /* as -e of GNU strings: s */
+#define FASTDUMP_8BIT 1    /* S */
+#define FASTDUMP_UTF16LE 2 /* l */
+#define FASTDUMP_UTF16BE 3 /* b */
+#define FASTDUMP_UTF32LE 4 /* L */
+#define FASTDUMP_UTF32BE 5 /* B */
+#define FASTDUMP_UTF8 6    /* -U */
+
+#define FASTDUMP_EDGES 8192      /* capacity of an array of edges that serves well */
+#define FASTDUMP_LEAST_EDGES 160 /* with less, a kernel may consume nothing */
+
+/* One encoding in one stream of bytes, as far as it has come. */
+struct fastdump_finder {
+    int32_t encoding;
+    int32_t whitespace;   /* 1: -w, all white space is printable */
+    uint64_t min_length;  /* characters */
+    uint32_t width;       /* bytes of a character (of UTF-8: of the shortest) */
+    uint32_t filter;      /* units that a run must have to be seen: at most 64 bytes */
+    uint32_t start_delta; /* the edge at which a run starts lies so far behind its first byte, */
+    uint32_t end_delta;   /* and the edge at which it ends behind its end */
+    uint32_t shifts[6];   /* by which 1 unit doubles to filter units; 0 adds nothing */
+    uint64_t carried[6];  /* words of the last 64 bytes: after each doubling, */
+    uint64_t runs;        /* after all of them, */
+    uint64_t history[8];  /* and what the kernel needs besides */
+    int32_t open;         /* in a run, */
+    int32_t owned;        /* which is this scan's, */
+    int32_t giant;        /* and longer than the buffer can keep: where_ret tells it */
+    int32_t reserved;
+    uint64_t start; /* address of the run */
+    uint64_t key;   /* of a giant, in a table */
+};
+
+/* Prepare a finder. Returns 0, or -EINVAL: no such encoding, or min_length is 0. */
+int64_t fastdump_finder_begin(struct fastdump_finder *finder, int32_t encoding, int32_t whitespace,
+                              uint64_t min_length);
+
+/* The name of kernel number index, NULL behind the last. The first that is supported is best. */
+const char *fastdump_kernel_name(int32_t index);
+
+/* 1 if this CPU can run it, else 0. */
+int64_t fastdump_kernel_supported(int32_t index);
+
+/*
+ * Run a kernel over length bytes: a multiple of 64 unless last is 1, which ends all runs. Writes
+ * base + position of each edge; returns the bytes consumed, less than length where the
+ * capacity is used up. Reads nothing outside of data.
+ */
+int64_t fastdump_find(int32_t kernel, struct fastdump_finder *finder, const void *data,
+                      uint64_t length, int32_t last, uint32_t base, uint64_t capacity,
+                      uint32_t *edges_ret, uint64_t *count_ret);
+
+/* What a scan makes of the strings it finds. */
+#define FASTDUMP_COUNT_STRINGS 0 /* strings and bytes */
+#define FASTDUMP_LINES 1   /* lines of text, as strings(1) prints them; if asked for, records */
+#define FASTDUMP_TALLIES 2 /* equal strings, or alike but for numbers, in a table */
+
+/* How UTF-8 is shown: as -U of GNU strings. */
+#define FASTDUMP_UNICODE_LOCALE 0
+#define FASTDUMP_UNICODE_HEX 1
+#define FASTDUMP_UNICODE_ESCAPE 2
+#define FASTDUMP_UNICODE_HIGHLIGHT 3
+
+/* A string: length bytes of memory at address. Its line in the output, and in that its text. */
+struct fastdump_record {
+    uint64_t address;
+    uint64_t length;
+    uint32_t region;
+    int32_t encoding;
+    uint32_t line;
+    uint32_t text;
+    uint32_t text_length;
+    uint32_t line_length;
+};
+
+/* A string too long to be kept, to be read again; it comes behind what the output holds so far. */
+struct fastdump_giant {
+    uint64_t address;
+    uint64_t length;
+    uint64_t region;
+    uint64_t filled; /* bytes of the output, and records, that come before it */
+    uint64_t records;
+    int32_t encoding;
+    int32_t reserved;
+};
+
+/* Equal strings. The key is a hash of 64 bits. Free if count is 0. */
+struct fastdump_tallied {
+    uint64_t key;
+    uint64_t bytes; /* of memory, all together */
+    uint64_t count;
+    uint64_t address;     /* of the first one */
+    uint64_t text_length; /* of which the table keeps FASTDUMP_TALLIED_TEXT */
+    uint32_t regions[4];  /* numbers + 1 of the first ones that it lies in */
+    uint64_t more;        /* 1: in others as well */
+};
+
+#define FASTDUMP_TALLIED_TEXT 128 /* bytes of text that an entry has */
+#define FASTDUMP_TALLIED_QUEUE 32
+
+/* A hash table in memory of the caller's, all of it zero at first. */
+struct fastdump_table {
+    struct fastdump_tallied *entries; /* on a cache line */
+    unsigned char *texts;             /* TALLIED_TEXT for each entry */
+    uint64_t capacity;                /* a power of 2 */
+    uint64_t used;
+    uint64_t evicted;       /* entries that had to make room */
+    uint64_t error;         /* no total can be low by more than so many bytes */
+    const uint32_t *groups; /* for each region: strings of two groups are not equal; or NULL */
+    int32_t exact;          /* 0: numbers are placeholders */
+    int32_t queued;         /* strings whose entry is being fetched into the cache */
+    struct fastdump_tallied queue[32];
+    unsigned char queue_texts[4096];
+};
+
+#define FASTDUMP_FINDERS 8
+#define FASTDUMP_HEAD 65536 /* bytes in front of the buffer: where the string before it is kept */
+#define FASTDUMP_SLACK 128  /* bytes behind the buffer and the output that may be overwritten */
+#define FASTDUMP_GIANTS 32
+
+struct fastdump_scan {
+    int32_t kernel;
+    int32_t mode;
+    int32_t radix; /* of addresses: 16, 10, 8, or 0: none */
+    int32_t unicode;
+    uint64_t finders;
+    uint64_t own_start; /* the strings whose filter-th unit ends in [own_start, own_end) */
+    uint64_t own_end;
+    unsigned char *buffer; /* HEAD + size + SLACK */
+    uint64_t size;
+    unsigned char *out; /* capacity + SLACK */
+    uint64_t capacity;
+    uint64_t filled;
+    uint64_t room;   /* bytes of output that a full buffer may need; see fastdump_scan_room() */
+    uint32_t *edges; /* EDGES */
+    const unsigned char *prefix;
+    uint64_t prefix_length;
+    const unsigned char *separator;
+    uint64_t separator_length;
+    struct fastdump_record *records; /* or NULL */
+    uint64_t records_capacity;
+    uint64_t records_used;
+    struct fastdump_table *table;
+    uint64_t strings; /* found so far, */
+    uint64_t bytes;   /* and what they take of the memory */
+    uint64_t next;    /* address behind the last byte scanned */
+    uint64_t region;
+    uint64_t kept; /* bytes before next that the buffer still has */
+    int32_t begun;
+    uint32_t hex_length; /* of the address that was printed last, all but 4 digits */
+    uint64_t hex_high;
+    unsigned char hex[16];
+    uint64_t giants;
+    struct fastdump_giant giant[FASTDUMP_GIANTS];
+    struct fastdump_finder finder[FASTDUMP_FINDERS];
+};
+
+/* Forget all runs and all bytes: what comes next is a new stream. */
+void fastdump_scan_begin(struct fastdump_scan *scan);
+
+/* The bytes of output, and the records, that one buffer of this scan may need at most. */
+uint64_t fastdump_scan_room(const struct fastdump_scan *scan);
+uint64_t fastdump_scan_records(const struct fastdump_scan *scan);
+
+/*
+ * Scan slices, from the cursor on, as fastdump_copy reads them; slice.offset is slice.address.
+ * What lies between two slices of one region is taken for zeros.
+ *
+ * Returns 1 when all is done, 0 when the caller must take the output, the records, the giants or
+ * the gaps first (and set their counts to 0), or -errno as fastdump_copy.
+ */
+int64_t fastdump_scan_slices(const struct fastdump_target *target,
+                             const struct fastdump_slice *slices, uint64_t count,
+                             struct fastdump_scan *scan, uint64_t gap_capacity,
+                             struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                             struct fastdump_tally *tally_ret);
+
+/*
+ * Scan bytes that the caller has: those at address of a region, behind the ones before if they
+ * follow. A multiple of 64, unless last is 1. Returns how many were scanned: less than length
+ * when the caller must take the output, as above.
+ */
+int64_t fastdump_scan_bytes(struct fastdump_scan *scan, const void *data, uint64_t length,
+                            uint64_t address, uint64_t region, int32_t last);
+
+/* Text of a string of an encoding: length bytes of memory → characters; returns their number. */
+int64_t fastdump_text(int32_t encoding, int32_t unicode, const void *data, uint64_t length,
+                      void *text_ret);
+
+/* Enter all that is in from into table. */
+void fastdump_table_merge(struct fastdump_table *table, const struct fastdump_table *from);
+
+/* Enter what is queued; before the table is read. */
+void fastdump_table_settle(struct fastdump_table *table);
+
+/* The indexes of the entries with the most bytes, descending; how many: at most count. */
+int64_t fastdump_table_top(const struct fastdump_table *table, uint64_t count,
+                           uint64_t *indexes_ret);

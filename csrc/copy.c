@@ -9,7 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fastdump.h"
+#include "scan.h"
+
+/* A string that crosses the end of what a thread scans is read on in steps of so many bytes. */
+#define TAIL_STEP 16384
 
 /* An extent with everything known of it: FILE here means "absent, but the file has it". */
 enum source { SOURCE_NONE, SOURCE_PROCESS, SOURCE_FILE };
@@ -42,6 +45,8 @@ struct copy {
     uint64_t gap_capacity;
     uint64_t offset; /* of buffer[0] in the output */
     uint64_t filled;
+    struct fastdump_scan *scan; /* takes the buffer, instead of the output; or NULL */
+    bool again;                 /* the slice is accounted for elsewhere */
 };
 
 static uint64_t now_ns(void) {
@@ -122,6 +127,12 @@ static struct piece piece_of_file(struct pieces *pieces, uint64_t page) {
 static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *target,
                            struct piece *piece_ret) {
     const struct fastdump_slice *slice = pieces->slice;
+    if (slice->flags & FASTDUMP_PLAIN) {
+        *piece_ret =
+            (struct piece){pieces->walk.position, pieces->walk.end, SOURCE_FILE, KIND_PRESENT, 0};
+        pieces->walk.position = pieces->walk.end;
+        return piece_ret->start < piece_ret->end;
+    }
     if (pieces->rest.start == pieces->rest.end) {
         struct fastdump_extent extent;
         int64_t got = fastdump_extents_next(&pieces->walk, &extent);
@@ -163,6 +174,8 @@ static int64_t add_gap(struct copy *copy, uint64_t start, uint64_t end, int32_t 
                        int32_t error) {
     struct fastdump_gap *last = copy->cursor->gaps ? &copy->gaps[copy->cursor->gaps - 1] : NULL;
     copy->tally->gap += end - start;
+    if (copy->again)
+        return 0;
     if (last && last->end == start && last->reason == reason && last->error == error) {
         last->end = end;
         return 0;
@@ -227,10 +240,14 @@ int64_t fastdump_write(int32_t fd, const void *buffer, uint64_t length, uint64_t
 static int64_t flush(struct copy *copy) {
     uint64_t filled = copy->filled;
     copy->filled = 0;
-    if (copy->output < 0 || filled == 0)
+    if ((copy->output < 0 && !copy->scan) || filled == 0)
         return 0;
     if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
         return -ESRCH;
+    if (copy->scan) { /* only the end of a plain file is no whole block */
+        fastdump_scan_chunk(copy->scan, copy->offset, filled, filled % 64 != 0);
+        return 0;
+    }
     uint64_t begun = now_ns();
     int64_t error = fastdump_write(copy->output, copy->buffer, filled, copy->offset, copy->hole,
                                    copy->target->page_size, &copy->tally->written);
@@ -312,6 +329,8 @@ static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, 
         }
         if (got == 0) { /* the rest of the last page reads as zeros, as in the process */
             memset(at, 0, length);
+            if (slice->flags & FASTDUMP_PLAIN) /* it has become shorter */
+                return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, ENODATA);
             got = (ssize_t)length;
         }
         copy->tally->file += (uint64_t)got;
@@ -327,6 +346,14 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
     uint64_t offset = slice->offset + (piece->start - slice->address);
     uint64_t length = piece->end - piece->start;
     if (piece->source == SOURCE_NONE) {
+        if (copy->scan) {
+            int64_t error = flush(copy);
+            if (error)
+                return error;
+            if (piece->gap)
+                fastdump_scan_end(copy->scan);
+            fastdump_scan_go_on(copy->scan, piece->end, slice->region);
+        }
         place_zeros(copy, offset, length);
         if (piece->gap)
             return add_gap(copy, piece->start, piece->end, piece->gap, 0);
@@ -364,6 +391,75 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
     return 0;
 }
 
+/* What may be copied of a piece at a time; 0 if nothing of its slice is wanted any more. */
+static uint64_t step_of(const struct copy *copy, const struct fastdump_slice *slice) {
+    if (!(slice->flags & FASTDUMP_TAIL))
+        return copy->size;
+    return fastdump_scan_open(copy->scan) ? TAIL_STEP : 0;
+}
+
+static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice) {
+    struct fastdump_cursor *cursor = copy->cursor;
+    struct pieces pieces;
+    struct piece piece;
+    int64_t got;
+    pieces_begin(&pieces, copy->target, slice, cursor->done);
+    if (copy->scan)
+        fastdump_scan_go_on(copy->scan, slice->address + cursor->done, slice->region);
+    while ((got = pieces_next(&pieces, copy->target, &piece)) > 0) {
+        /* A piece is taken a buffer at a time, so that its gaps always fit. */
+        uint64_t stop = piece.end;
+        while (piece.start < stop) {
+            uint64_t least = copy->size / copy->target->page_size + 2;
+            bool full = copy->output != FASTDUMP_KEEP && copy->gap_capacity - cursor->gaps < least;
+            if (full || (copy->scan && fastdump_scan_full(copy->scan))) {
+                int64_t error = flush(copy);
+                return error ? error : 0;
+            }
+            uint64_t step = step_of(copy, slice);
+            if (step == 0)
+                return 1;
+            piece.end = stop;
+            if (piece.source != SOURCE_NONE && stop - piece.start > step)
+                piece.end = piece.start + step;
+            int64_t error = copy_piece(copy, slice, &piece);
+            if (!error && slice->flags & FASTDUMP_TAIL)
+                error = flush(copy);
+            if (error)
+                return error;
+            cursor->done += piece.end - piece.start;
+            piece.start = piece.end;
+        }
+    }
+    return got < 0 ? got : 1;
+}
+
+static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slices, uint64_t count) {
+    struct fastdump_cursor *cursor = copy->cursor;
+    struct fastdump_tally *tally = copy->tally, elsewhere = {0};
+    for (; cursor->slice < count; cursor->slice++, cursor->done = 0) {
+        const struct fastdump_slice *slice = &slices[cursor->slice];
+        uint64_t end;
+        if (copy->output == FASTDUMP_KEEP &&
+            (__builtin_add_overflow(slice->offset, slice->length, &end) || end > copy->size))
+            return -EINVAL;
+        copy->again = slice->flags & FASTDUMP_AGAIN;
+        copy->tally = copy->again ? &elsewhere : tally;
+        int64_t got = copy->scan ? flush(copy) : 0; /* what follows may be another region */
+        if (got == 0)
+            got = copy_slice(copy, slice);
+        copy->tally = tally;
+        if (got <= 0)
+            return got;
+    }
+    int64_t error = flush(copy);
+    if (error)
+        return error;
+    if (copy->scan)
+        fastdump_scan_end(copy->scan);
+    return fastdump_alive(copy->target) ? 1 : -ESRCH;
+}
+
 int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdump_slice *slices,
                       uint64_t count, void *buffer, uint64_t size, int32_t output, uint64_t hole,
                       uint64_t gap_capacity, struct fastdump_cursor *cursor,
@@ -379,42 +475,26 @@ int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdum
         .output = output,
         .hole = hole,
     };
-    struct pieces pieces;
-    struct piece piece;
-    int64_t got;
-    for (; cursor->slice < count; cursor->slice++, cursor->done = 0) {
-        const struct fastdump_slice *slice = &slices[cursor->slice];
-        uint64_t end;
-        if (output == FASTDUMP_KEEP &&
-            (__builtin_add_overflow(slice->offset, slice->length, &end) || end > size))
-            return -EINVAL;
-        pieces_begin(&pieces, target, slice, cursor->done);
-        while ((got = pieces_next(&pieces, target, &piece)) > 0) {
-            /* A piece is taken a buffer at a time, so that its gaps always fit. */
-            uint64_t stop = piece.end;
-            while (piece.start < stop) {
-                if (output != FASTDUMP_KEEP &&
-                    gap_capacity - cursor->gaps < size / target->page_size + 2) {
-                    int64_t error = flush(&copy);
-                    return error ? error : 0;
-                }
-                piece.end = stop;
-                if (piece.source != SOURCE_NONE && stop - piece.start > size)
-                    piece.end = piece.start + size;
-                int64_t error = copy_piece(&copy, slice, &piece);
-                if (error)
-                    return error;
-                cursor->done += piece.end - piece.start;
-                piece.start = piece.end;
-            }
-        }
-        if (got < 0)
-            return got;
-    }
-    int64_t error = flush(&copy);
-    if (error)
-        return error;
-    return fastdump_alive(target) ? 1 : -ESRCH;
+    return copy_slices(&copy, slices, count);
+}
+
+int64_t fastdump_scan_slices(const struct fastdump_target *target,
+                             const struct fastdump_slice *slices, uint64_t count,
+                             struct fastdump_scan *scan, uint64_t gap_capacity,
+                             struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                             struct fastdump_tally *tally_ret) {
+    struct copy copy = {
+        .target = target,
+        .cursor = cursor,
+        .gaps = gaps_ret,
+        .gap_capacity = gap_capacity,
+        .tally = tally_ret,
+        .buffer = scan->buffer + FASTDUMP_HEAD,
+        .size = scan->size,
+        .output = FASTDUMP_DISCARD,
+        .scan = scan,
+    };
+    return copy_slices(&copy, slices, count);
 }
 
 int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdump_slice *slices,

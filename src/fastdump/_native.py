@@ -17,6 +17,9 @@ MODIFIED: int = lib.FASTDUMP_MODIFIED
 SWAPPED: int = lib.FASTDUMP_SWAPPED
 EVERY: int = lib.FASTDUMP_EVERY
 NO_FILE: int = lib.FASTDUMP_NO_FILE
+PLAIN: int = lib.FASTDUMP_PLAIN
+AGAIN: int = lib.FASTDUMP_AGAIN
+TAIL: int = lib.FASTDUMP_TAIL
 
 GAP_REASONS: dict[int, str] = {
     lib.FASTDUMP_GAP_UNREADABLE: "unreadable",
@@ -44,6 +47,7 @@ class Slice(NamedTuple):
     flags: int = 0
     file: int = -1
     file_offset: int = 0
+    region: int = 0
 
     def part(self, done: int, length: int) -> Slice:
         """The *length* bytes from *done* on."""
@@ -54,6 +58,7 @@ class Slice(NamedTuple):
             self.flags,
             self.file,
             self.file_offset + done,
+            self.region,
         )
 
 
@@ -101,6 +106,10 @@ class Tally:
 _TALLY_FIELDS = tuple(f.name for f in fields(Tally))
 
 
+def _tally_of(tally: Any) -> Tally:
+    return Tally(*(getattr(tally, name) for name in _TALLY_FIELDS))
+
+
 class OutputError(OSError):
     """pwrite(2) failed."""
 
@@ -120,11 +129,18 @@ def _check(result: int) -> int:
 class Memory:
     """The memory of one process, by its open descriptors. Threads may share it."""
 
+    @classmethod
+    def of_files(cls) -> Memory:
+        """No process: for slices that are PLAIN."""
+        return cls(-1, -1, -1)
+
     def __init__(self, pid: int, mem: int, pagemap: int) -> None:
         self._target = ffi.new(
             "struct fastdump_target *",
             {"pid": pid, "mem": mem, "pagemap": pagemap, "scan": 1, "page_size": PAGE_SIZE},
         )
+        if mem < 0:
+            return
         try:
             self.residency([Range(PAGE_SIZE, 2 * PAGE_SIZE)])
         except OSError:  # ENOTTY: before Linux 6.7
@@ -186,7 +202,10 @@ class Memory:
 def _c_slices(slices: Iterable[Slice], base: int = 0) -> Any:
     return ffi.new(
         "struct fastdump_slice[]",
-        [(s.address, s.length, s.offset - base, s.file_offset, s.file, s.flags) for s in slices],
+        [
+            (s.address, s.length, s.offset - base, s.file_offset, s.region, s.file, s.flags)
+            for s in slices
+        ],
     )
 
 
@@ -261,7 +280,7 @@ class Copier:
                 gap = self._gaps[i]
                 self.gaps.append(Gap(gap.start, gap.end, GAP_REASONS[gap.reason], gap.error))
             cursor.gaps = 0
-        result_tally = Tally(*(getattr(tally, name) for name in _TALLY_FIELDS))
+        result_tally = _tally_of(tally)
         self.tally.add(result_tally)
         return result_tally
 

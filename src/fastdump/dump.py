@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ from fastdump import _native
 from fastdump._native import Copier, Gap, Slice, Tally
 from fastdump.crew import Crew
 from fastdump.elfcore import MAX_RUNS, MIN_GAP, CoreFile, CoreStream
-from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, SourceGone, UsageError, output_failed
+from fastdump.errors import SourceGone, UsageError, output_failed
+from fastdump.gaps import Gaps, merged
 from fastdump.lz4core import Lz4Core
 from fastdump.manifest import make_manifest, totals
 from fastdump.output import PartFile, PartFolder, StandardOutput
@@ -32,8 +33,6 @@ FORMATS = {
     "null": (Preset.DATA, ""),
 }
 
-# Gaps that are no loss: the target itself cannot read there.
-EXPECTED_GAPS = frozenset({"past end of file", "guard page"})
 GONE = "target gone"
 STANDARD_OUTPUT = "standard output"
 
@@ -86,7 +85,7 @@ class Null:
 
 
 @dataclass
-class DumpReport:
+class DumpReport(Gaps):
     """What a dump came to. Bytes, seconds."""
 
     output: str
@@ -104,16 +103,6 @@ class DumpReport:
     before: Growth
     after: Growth | None
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def unexpected_gaps(self) -> list[Gap]:
-        """The gaps that make the result incomplete."""
-        expected = EXPECTED_GAPS | ({"swapped"} if self.swap_asked else set())
-        return [gap for gap in self.gaps if gap.reason not in expected]
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_GAPS if self.unexpected_gaps else EXIT_COMPLETE
 
     @property
     def gap_bytes(self) -> Counter[str]:
@@ -303,19 +292,7 @@ def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
     for copier in copiers:
         tally.add(copier.tally)
         gaps += copier.gaps
-    return tally, _merged(sorted(gaps))
-
-
-def _merged(gaps: Iterable[Gap]) -> list[Gap]:
-    """Join gaps that follow one another for the same reason."""
-    merged: list[Gap] = []
-    for gap in gaps:
-        last = merged[-1] if merged else None
-        if last and last.end == gap.start and last[2:] == gap[2:]:
-            merged[-1] = last._replace(end=gap.end)
-        else:
-            merged.append(gap)
-    return merged
+    return tally, merged(sorted(gaps))
 
 
 def _kept(
@@ -327,10 +304,10 @@ def _kept(
 ) -> SourceGone:
     """Keep what was read before the target went away; the error that tells so."""
     tally, gaps = _sum(survey, copiers)
-    gaps += _merged(
+    gaps += merged(
         Gap(s.address, s.address + s.length, GONE) for piece in undone for s in _slices(piece)
     )
-    gaps = _merged(sorted(gaps))
+    gaps = merged(sorted(gaps))
     lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
     error = survey.process.gone()
     where = writer.keep(make_manifest(survey, identity, tally, gaps, complete=False))

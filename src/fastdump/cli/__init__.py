@@ -19,11 +19,11 @@ from fastdump.errors import (
     UsageError,
     output_failed,
 )
-from fastdump.text import printable
 
 _COMMANDS = {
     "maps": "Show every region of a process, and what would be dumped of it.",
     "dump": "Dump the memory of a live process.",
+    "strings": "Print the printable strings in the memory of a live process, or in a file.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
 
@@ -64,9 +64,9 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def fail(error: FastdumpError) -> NoReturn:
     """Say what happened and what to try, on two lines, and exit."""
-    click.echo(f"fastdump: {printable(str(error))}", err=True)
-    if error.hint:
-        click.echo(f"  hint: {printable(error.hint)}", err=True)
+    from fastdump.cli.options import complain
+
+    complain(error)
     raise SystemExit(error.exit_code)
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import click
 
-from fastdump.cli.options import OrderedCommand, preset_of, rules_of, selection_options
+from fastdump.cli.options import (
+    OrderedCommand,
+    preset_of,
+    rules_of,
+    selection_options,
+    warn_swapped,
+)
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
 from fastdump.errors import UsageError
 from fastdump.output import check_free, uninterrupted
@@ -120,7 +126,7 @@ def command(
                 _print_plan(make_plan(survey, format, output, planned, level), output, as_json)
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
-                _warn_swapped(survey)
+                warn_swapped(survey)
             with uninterrupted():
                 writer, name = open_writer(format, output, force=force, level=level)
                 stack.callback(writer.abort)  # does nothing once it is whole
@@ -137,15 +143,6 @@ def command(
         lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
         click.echo(f"fastdump: incomplete: {size(lost)} could not be read (see gaps)", err=True)
     return report.exit_code
-
-
-def _warn_swapped(survey: Survey) -> None:
-    click.echo(
-        f"fastdump: {size(survey.swapped)} are swapped out, and left out: reading them brings "
-        f"them back into RAM, and only {size(survey.headroom or 0)} are free\n"
-        "  hint: --swap reads them all the same, --no-swap accepts it",
-        err=True,
-    )
 
 
 @contextlib.contextmanager

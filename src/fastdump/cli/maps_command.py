@@ -12,6 +12,7 @@ import click
 
 from fastdump._native import Residency
 from fastdump.cli.options import OrderedCommand, preset_of, rules_of, selection_options
+from fastdump.cli.table import print_table
 from fastdump.dump import FORMATS
 from fastdump.labels import Label
 from fastdump.process import LiveProcess
@@ -172,35 +173,8 @@ def _print_text(rows: list[Row], totals: dict[str, dict[str, int]]) -> None:
     cells = [_cells(row) for row in rows]
     total_cells = [_total_cells(label, total) for label, total in totals.items()]
     total_head = ("label", "regions", "size", "resident", "swapped", "resident in dump")
-    # Rich lays out each cell by itself: a second for 2,000 rows, a minute for 70,000.
-    if sys.stdout.isatty() and len(rows) <= 2000:
-        _print_rich(_HEAD, cells, right=range(1, 4))
-        _print_rich(total_head, total_cells, right=range(1, 6))
-    else:
-        _print_plain(_HEAD, cells, right=range(1, 4))
+    dim = {number for number, row in enumerate(cells) if row[6] == "-"}
+    print_table(_HEAD, cells, right=range(1, 4), dim=dim)
+    if not sys.stdout.isatty():
         print()
-        _print_plain(total_head, total_cells, right=range(1, 6))
-
-
-def _print_plain(head: tuple[str, ...], rows: list[tuple[str, ...]], right: range) -> None:
-    columns = list(zip(head, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    form = "  ".join(f"{{:{'>' if i in right else '<'}{width}}}" for i, width in enumerate(widths))
-    sys.stdout.write("".join(form.format(*row).rstrip() + "\n" for row in [head, *rows]))
-
-
-def _print_rich(head: tuple[str, ...], rows: list[tuple[str, ...]], right: range) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(head):
-        last = i >= len(head) - 2
-        table.add_column(
-            name, justify="right" if i in right else "left", no_wrap=not last, overflow="fold"
-        )
-    for row in rows:
-        # Text, not str: what comes from the target is never read as markup.
-        table.add_row(*(Text(cell) for cell in row), style="" if row[-3] != "-" else "dim")
-    Console(highlight=False).print(table)
+    print_table(total_head, total_cells, right=range(1, 6))

@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from fastdump.errors import FastdumpError
 from fastdump.selection import Preset, Rule
+from fastdump.survey import Survey
+from fastdump.text import printable, size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RULES = "fastdump.rules"
@@ -58,3 +61,20 @@ def selection_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def complain(error: FastdumpError) -> None:
+    """Say what happened and what to try, on two lines."""
+    click.echo(f"fastdump: {printable(str(error))}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {printable(error.hint)}", err=True)
+
+
+def warn_swapped(survey: Survey) -> None:
+    """Say loudly that swapped memory is left out."""
+    click.echo(
+        f"fastdump: {size(survey.swapped)} are swapped out, and left out: reading them brings "
+        f"them back into RAM, and only {size(survey.headroom or 0)} are free\n"
+        "  hint: --swap reads them all the same, --no-swap accepts it",
+        err=True,
+    )

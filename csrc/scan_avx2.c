@@ -1,0 +1,66 @@
+/* Finds strings with AVX2: load and classify only. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
+#define FIND fastdump_find_avx2
+#define ROOM 8
+
+#define HELPER TARGET static inline __attribute__((always_inline))
+
+typedef struct {
+    __m256i low, high;
+} block;
+
+HELPER block load(const unsigned char *from) {
+    return (block){_mm256_loadu_si256((const __m256i *)from),
+                   _mm256_loadu_si256((const __m256i *)(from + 32))};
+}
+
+HELPER uint64_t bits(__m256i low, __m256i high) {
+    return (uint32_t)_mm256_movemask_epi8(low) | (uint64_t)(uint32_t)_mm256_movemask_epi8(high)
+                                                     << 32;
+}
+
+HELPER uint64_t zeros(block b) {
+    __m256i zero = _mm256_setzero_si256();
+    return bits(_mm256_cmpeq_epi8(b.low, zero), _mm256_cmpeq_epi8(b.high, zero));
+}
+
+HELPER uint64_t below(block b, int limit) {
+    __m256i limits = _mm256_set1_epi8((char)limit);
+    return bits(_mm256_cmpgt_epi8(limits, b.low), _mm256_cmpgt_epi8(limits, b.high));
+}
+
+/* 0x20 to 0x7e and tab; all above 0x7f where the encoding (1) has 8 bits; \n \v \f \r as well. */
+HELPER __m256i printable_half(__m256i b, int encoding, bool whitespace) {
+    /* Comparisons are signed: 0x7f + 1 and all above are negative. */
+    __m256i yes =
+        _mm256_cmpgt_epi8(_mm256_add_epi8(b, _mm256_set1_epi8(1)), _mm256_set1_epi8(0x20));
+    if (whitespace)
+        yes = _mm256_or_si256(yes, _mm256_and_si256(_mm256_cmpgt_epi8(b, _mm256_set1_epi8(8)),
+                                                    _mm256_cmpgt_epi8(_mm256_set1_epi8(14), b)));
+    else
+        yes = _mm256_or_si256(yes, _mm256_cmpeq_epi8(b, _mm256_set1_epi8(9)));
+    return encoding == 1 ? _mm256_or_si256(yes, b) : yes; /* movemask takes the highest bit */
+}
+
+HELPER uint64_t printable(block b, int encoding, bool whitespace) {
+    return bits(printable_half(b.low, encoding, whitespace),
+                printable_half(b.high, encoding, whitespace));
+}
+
+HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
+    uint32_t count = (uint32_t)_mm_popcnt_u64(word);
+    for (uint32_t done = 0; done < count; done += 8)
+        for (int i = 0; i < 8; i++) { /* some too many, but without a branch for each */
+            to[done + (uint32_t)i] = base + (uint32_t)_tzcnt_u64(word);
+            word = _blsr_u64(word);
+        }
+    return count;
+}
+
+#include "scan.inc.h"
+#endif
