@@ -11,8 +11,12 @@
 
 #include "scan.h"
 
-/* A string that crosses the end of what a thread scans is read on in steps of so many bytes. */
+/*
+ * A string that crosses the end of what a thread scans is read on in steps of so many bytes; the
+ * page tables are asked for as many at a time.
+ */
 #define TAIL_STEP 16384
+#define TAIL_WINDOW (1 << 20)
 
 /* An extent with everything known of it: FILE here means "absent, but the file has it". */
 enum source { SOURCE_NONE, SOURCE_PROCESS, SOURCE_FILE };
@@ -434,6 +438,20 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
     return got < 0 ? got : 1;
 }
 
+/* As far as strings go on. */
+static int64_t copy_tail(struct copy *copy, const struct fastdump_slice *slice) {
+    struct fastdump_cursor *cursor = copy->cursor;
+    struct fastdump_slice window = *slice;
+    while (cursor->done < slice->length && fastdump_scan_open(copy->scan)) {
+        uint64_t end = cursor->done + TAIL_WINDOW;
+        window.length = end < slice->length ? end : slice->length;
+        int64_t got = copy_slice(copy, &window);
+        if (got <= 0)
+            return got;
+    }
+    return 1;
+}
+
 static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slices, uint64_t count) {
     struct fastdump_cursor *cursor = copy->cursor;
     struct fastdump_tally *tally = copy->tally, elsewhere = {0};
@@ -447,7 +465,7 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
         copy->tally = copy->again ? &elsewhere : tally;
         int64_t got = copy->scan ? flush(copy) : 0; /* what follows may be another region */
         if (got == 0)
-            got = copy_slice(copy, slice);
+            got = slice->flags & FASTDUMP_TAIL ? copy_tail(copy, slice) : copy_slice(copy, slice);
         copy->tally = tally;
         if (got <= 0)
             return got;

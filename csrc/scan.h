@@ -11,6 +11,21 @@ typedef int64_t fastdump_find_function(struct fastdump_finder *finder, const uns
 fastdump_find_function fastdump_find_scalar, fastdump_find_avx2, fastdump_find_avx512,
     fastdump_find_neon;
 
+/*
+ * Call a function with the number of doublings that a finder needs as a constant, so that what it
+ * carries from word to word stays in registers. A doubling too many, a shift by 0, changes nothing.
+ */
+#define STEPS(function, finder, units, found_ret)                                                  \
+    do {                                                                                           \
+        if ((finder)->filter == 1)                                                                 \
+            return function(finder, units, 0, found_ret);                                          \
+        if ((finder)->filter > 2 && (finder)->filter <= 4)                                         \
+            return function(finder, units, 2, found_ret);                                          \
+        if ((finder)->filter > 4 && (finder)->filter <= 8)                                         \
+            return function(finder, units, 3, found_ret);                                          \
+        return function(finder, units, 6, found_ret);                                              \
+    } while (0)
+
 /* One buffer full, length bytes at scan->buffer + HEAD, which lie at address. */
 void fastdump_scan_chunk(struct fastdump_scan *scan, uint64_t address, uint64_t length, bool last);
 

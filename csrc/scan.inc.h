@@ -8,7 +8,11 @@
  *   block            64 bytes in registers; load() reads them
  *   printable(), zeros(), below()
  *                    64 bits, one a byte: printable characters; zero bytes; less than a signed
- * limit emit()           the positions of the bits of a word, into an array
+ * limit emit()           the positions of the bits of a word, into an array non_zero()       the
+ * indexes of the words that are not 0, into an array with room for 8 more edges_of_row()   the same
+ * as edges_of_words(), for BLOCKS words
+ *
+ * The last two are optional.
  *
  * Each block of 64 bytes becomes a word `units` with a bit at the last byte of each printable
  * character ("unit") of the encoding. Runs of n units are found by doubling: with
@@ -16,122 +20,171 @@
  * reached by steps k -> min(2k, n). The edges of the last word, b ^ b << 1, are where a run has
  * reached n and, one behind its last unit, where it ended. Shifts look behind, never ahead, so that
  * what a block needs of those before it is one word for each step: a run crosses blocks and chunks
- * for nothing. Data without runs costs the loads and the shifts. In encodings of 2 or 4
- * bytes a character all shifts are by as much, and the alignments share the words: where a
- * unit ends none of another alignment can (a character is not zero, its other bytes are), so the
- * edges of two runs never cross.
+ * for nothing. In encodings of 2 or 4 bytes a character all shifts are by as much, and the
+ * alignments share the words: where a unit ends none of another alignment can (a character is not
+ * zero, its other bytes are), so the edges of two runs never cross.
+ *
+ * The words of a strip of blocks are computed in rows, a step after the other: those loops have no
+ * branch, and the compiler makes them vector code too (8 words at a time with AVX-512).
  *
  * UTF-8 needs to look ahead 3 bytes from the first byte of a character: its words are 3 late.
  */
-#include <errno.h>
 #include <string.h>
 
 #include "scan.h"
 
-#define INLINE TARGET static inline __attribute__((always_inline))
-#define LATE_UTF8 3
-
-/* What is carried from block to block, in registers during the loop. */
-struct words {
-    uint64_t carried[6];
-    uint64_t runs;
-    uint64_t history[8];
-};
-
-/* now << count, the bits that come in from the block before. Shifting by 0 is allowed. */
-INLINE uint64_t behind(uint64_t now, uint64_t before, uint32_t count) {
-    return now << count | before >> 1 >> (63 - count);
+#ifndef non_zero
+#define non_zero non_zero_words
+TARGET static inline uint32_t non_zero_words(uint32_t *which_ret, const uint64_t *words,
+                                             uint32_t count) {
+    uint32_t some = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        which_ret[some] = i;
+        some += words[i] != 0;
+    }
+    return some;
 }
+#endif
 
-/* The same for a word that is carried: *before becomes now. */
-INLINE uint64_t carry(uint64_t now, uint64_t *before, uint32_t count) {
-    uint64_t word = behind(now, *before, count);
-    *before = now;
-    return word;
+#define INLINE TARGET static inline __attribute__((always_inline))
+#define BLOCKS 64
+#define STRIP (64 * BLOCKS)
+
+/* A word for each block of a strip, from [1] on; [0] is that of the block before. */
+typedef uint64_t row[BLOCKS + 1];
+
+/* A word << count, the bits that come in from the one before. Shifting by 0 is allowed. */
+INLINE uint64_t behind(const uint64_t *word, uint32_t count) {
+    return word[0] << count | word[-1] >> 1 >> (63 - count);
 }
 
 /* Bytes that belong to a printable character in UTF-8, 3 late; see is_utf8 in scan_scalar.c. */
-INLINE uint64_t utf8(struct words *w, block b, uint64_t valid, bool whitespace) {
-    uint64_t next = below(b, -64), high = below(b, 0) & valid; /* continuation bytes */
-    uint64_t lead4 = high & ~below(b, -16), lead3 = (high & ~below(b, -32)) ^ lead4;
-    next &= valid;
-    uint64_t lead2 = high & ~next & ~lead3 & ~lead4;
-    uint64_t plain = printable(b, FASTDUMP_7BIT, whitespace) & valid;
-    uint64_t next1 = behind(next, w->history[0], 1), next2 = behind(next, w->history[0], 2);
-    w->history[0] = next;
-    uint64_t whole4 = carry(lead4, &w->history[1], 3) & next2 & next1 & next;
-    uint64_t whole34 = (carry(lead3, &w->history[2], 3) & next2 & next1) | whole4;
-    uint64_t whole = (carry(lead2, &w->history[3], 3) & next2) | whole34;
-    return carry(plain, &w->history[4], 3) | whole | carry(whole, &w->history[5], 1) |
-           carry(whole34, &w->history[6], 2) | carry(whole4, &w->history[7], 3);
-}
-
-/* A bit at the last byte of each unit. */
-INLINE uint64_t units(struct words *w, block b, uint64_t valid, int encoding, bool whitespace) {
-    if (encoding == FASTDUMP_UTF8)
-        return utf8(w, b, valid, whitespace);
-    uint64_t plain = printable(b, encoding, whitespace) & valid;
-    if (encoding == FASTDUMP_7BIT || encoding == FASTDUMP_8BIT)
-        return plain;
-    uint64_t zero = zeros(b) & valid;
-    uint64_t *plain0 = &w->history[0], *zero0 = &w->history[1];
-    uint64_t word;
-    switch (encoding) {
-    case FASTDUMP_UTF16LE:
-        word = zero & behind(plain, *plain0, 1);
-        break;
-    case FASTDUMP_UTF16BE:
-        word = plain & behind(zero, *zero0, 1);
-        break;
-    case FASTDUMP_UTF32LE:
-        word = zero & behind(zero, *zero0, 1) & behind(zero, *zero0, 2) & behind(plain, *plain0, 3);
-        break;
-    default:
-        word = plain & behind(zero, *zero0, 1) & behind(zero, *zero0, 2) & behind(zero, *zero0, 3);
+INLINE void find_utf8(row *rows, uint64_t *restrict units, const unsigned char *data, int blocks,
+                      uint64_t valid, bool whitespace) {
+    uint64_t *plain = rows[0], *next = rows[1], *lead2 = rows[2], *lead3 = rows[3],
+             *lead4 = rows[4], *whole = rows[5], *whole34 = rows[6], *whole4 = rows[7];
+    for (int i = 1; i <= blocks; i++) {
+        block b = load(data + (i - 1) * 64);
+        uint64_t high = below(b, 0) & valid;
+        next[i] = below(b, -64) & valid; /* 0x80 to 0xbf, a byte behind the first one */
+        lead4[i] = high & ~below(b, -16);
+        lead3[i] = (high & ~below(b, -32)) ^ lead4[i];
+        lead2[i] = high & ~next[i] & ~lead3[i] & ~lead4[i];
+        plain[i] = printable(b, FASTDUMP_7BIT, whitespace) & valid;
     }
-    *plain0 = plain;
-    *zero0 = zero;
-    return word;
+    for (int i = 1; i <= blocks; i++) {
+        uint64_t next1 = behind(next + i, 1), next2 = behind(next + i, 2);
+        whole4[i] = behind(lead4 + i, 3) & next2 & next1 & next[i];
+        whole34[i] = (behind(lead3 + i, 3) & next2 & next1) | whole4[i];
+        whole[i] = (behind(lead2 + i, 3) & next2) | whole34[i];
+    }
+    for (int i = 1; i <= blocks; i++)
+        units[i] = behind(plain + i, 3) | whole[i] | behind(whole + i, 1) | behind(whole34 + i, 2) |
+                   behind(whole4 + i, 3);
 }
 
-/* The edges of runs; steps doublings. */
-INLINE uint64_t edges_of(struct words *w, uint64_t word, const uint32_t *shifts, uint32_t width,
-                         int steps) {
-    for (int i = 0; i < steps; i++)
-        word &= carry(word, &w->carried[i], shifts[i]);
-    return word ^ carry(word, &w->runs, width);
-}
-
-INLINE uint64_t find_in(struct fastdump_finder *finder, const unsigned char *data, uint64_t length,
-                        bool last, uint32_t base, uint64_t capacity, uint32_t *edges_ret,
-                        uint64_t *count_ret, int encoding, bool whitespace, uint32_t width,
-                        int steps, const uint32_t *shifts) {
-    struct words w;
-    memcpy(w.carried, finder->carried, sizeof w.carried);
-    memcpy(w.history, finder->history, sizeof w.history);
-    w.runs = finder->runs;
-    uint64_t at = 0, count = 0;
-    /* Four blocks at a time: most of them have no edge, one branch passes over all. */
-    while (length - at >= 256 + (uint64_t)last && count + 256 + ROOM <= capacity) {
-        __builtin_prefetch(data + at + 2048);
-        __builtin_prefetch(data + at + 2112);
-        __builtin_prefetch(data + at + 2176);
-        __builtin_prefetch(data + at + 2240);
-        uint64_t found[4], any = 0;
-        for (int i = 0; i < 4; i++) {
-            uint64_t word = units(&w, load(data + at + i * 64), ~0ull, encoding, whitespace);
-            found[i] = edges_of(&w, word, shifts, width, steps);
-            any |= found[i];
+/* A bit at the last byte of each unit; rows are what is remembered from strip to strip. */
+INLINE void find_units(row *rows, uint64_t *restrict units, const unsigned char *data, int blocks,
+                       uint64_t valid, int encoding, bool whitespace) {
+    uint64_t *plain = rows[0], *zero = rows[1];
+    switch (encoding) {
+    case FASTDUMP_7BIT:
+    case FASTDUMP_8BIT:
+#pragma GCC unroll 8
+        for (int i = 1; i <= blocks; i++) {
+            units[i] = printable(load(data + (i - 1) * 64), encoding, whitespace) & valid;
         }
-        if (any)
-            for (int i = 0; i < 4; i++)
-                count += emit(edges_ret + count, found[i], base + (uint32_t)(at + i * 64));
-        at += 256;
+        return;
+    case FASTDUMP_UTF8:
+        find_utf8(rows, units, data, blocks, valid, whitespace);
+        return;
+    }
+#pragma GCC unroll 8
+    for (int i = 1; i <= blocks; i++) {
+        block b = load(data + (i - 1) * 64);
+        plain[i] = printable(b, encoding, whitespace) & valid;
+        zero[i] = zeros(b) & valid;
+    }
+    for (int i = 1; i <= blocks; i++)
+        switch (encoding) {
+        case FASTDUMP_UTF16LE:
+            units[i] = zero[i] & behind(plain + i, 1);
+            break;
+        case FASTDUMP_UTF16BE:
+            units[i] = plain[i] & behind(zero + i, 1);
+            break;
+        case FASTDUMP_UTF32LE:
+            units[i] = zero[i] & behind(zero + i, 1) & behind(zero + i, 2) & behind(plain + i, 3);
+            break;
+        case FASTDUMP_UTF32BE:
+            units[i] = plain[i] & behind(zero + i, 1) & behind(zero + i, 2) & behind(zero + i, 3);
+            break;
+        }
+}
+
+INLINE void both_ended(const uint64_t *restrict row, uint64_t *restrict row_ret, int blocks,
+                       uint32_t shift) {
+    for (int i = 1; i <= blocks; i++)
+        row_ret[i] = row[i] & behind(row + i, shift);
+}
+
+/* Units → edges: found_ret[0] is the word of the first block. Returns 0 if all are 0. */
+INLINE uint64_t edges_of_words(struct fastdump_finder *finder, uint64_t *restrict units, int blocks,
+                               uint64_t *restrict found_ret) {
+    row other;
+    uint64_t *from = units, *to = other, any = 0;
+    for (int i = 0; i < 6 && finder->shifts[i]; i++) {
+        from[0] = finder->carried[i];
+        finder->carried[i] = from[blocks];
+        both_ended(from, to, blocks, finder->shifts[i]);
+        uint64_t *swapped = from;
+        from = to;
+        to = swapped;
+    }
+    from[0] = finder->runs;
+    finder->runs = from[blocks];
+    for (int i = 1; i <= blocks; i++) {
+        found_ret[i - 1] = from[i] ^ behind(from + i, finder->width);
+        any |= found_ret[i - 1];
+    }
+    return any;
+}
+#ifndef edges_of_row
+#define edges_of_row(finder, units, found_ret) edges_of_words(finder, units, BLOCKS, found_ret)
+#endif
+
+INLINE uint64_t find_edges(struct fastdump_finder *finder, const unsigned char *data, int blocks,
+                           uint64_t valid, int encoding, bool whitespace,
+                           uint64_t *restrict found_ret) {
+    const int history = encoding == FASTDUMP_UTF8 ? 8 : encoding <= FASTDUMP_8BIT ? 0 : 2;
+    row rows[8], units;
+    for (int i = 0; i < history; i++)
+        rows[i][0] = finder->history[i];
+    find_units(rows, units, data, blocks, valid, encoding, whitespace);
+    for (int i = 0; i < history; i++)
+        finder->history[i] = rows[i][blocks];
+    if (blocks == BLOCKS)
+        return edges_of_row(finder, units, found_ret);
+    return edges_of_words(finder, units, blocks, found_ret);
+}
+
+INLINE int64_t find_in(struct fastdump_finder *finder, const unsigned char *data, uint64_t length,
+                       bool last, uint32_t base, uint64_t capacity, uint32_t *edges_ret,
+                       uint64_t *count_ret, int encoding, bool whitespace) {
+    uint64_t at = 0, count = 0, found[BLOCKS];
+    while (length - at >= STRIP + (uint64_t)last && count + STRIP + ROOM <= capacity) {
+        if (find_edges(finder, data + at, BLOCKS, ~0ull, encoding, whitespace, found)) {
+            /* In a heap a third of the words has edges: no branch, which would be guessed wrong. */
+            uint32_t which[BLOCKS + 8], some = non_zero(which, found, BLOCKS);
+            for (uint32_t i = 0; i < some; i++)
+                count +=
+                    emit(edges_ret + count, found[which[i]], base + (uint32_t)at + which[i] * 64);
+        }
+        at += STRIP;
     }
     while (length - at >= 64 + (uint64_t)last && count + 64 + ROOM <= capacity) {
-        uint64_t word = units(&w, load(data + at), ~0ull, encoding, whitespace);
-        uint64_t found = edges_of(&w, word, shifts, width, steps);
-        count += emit(edges_ret + count, found, base + (uint32_t)at);
+        find_edges(finder, data + at, 1, ~0ull, encoding, whitespace, found);
+        count += emit(edges_ret + count, found[0], base + (uint32_t)at);
         at += 64;
     }
     if (last && length - at <= 64 && count + 128 + ROOM <= capacity) {
@@ -139,60 +192,42 @@ INLINE uint64_t find_in(struct fastdump_finder *finder, const unsigned char *dat
         unsigned char rest[64] = {0};
         uint64_t left = length - at, valid = left < 64 ? (1ull << left) - 1 : ~0ull;
         memcpy(rest, data + at, left);
-        for (int i = 0; i < 2; i++, valid = 0) {
-            uint64_t word = units(&w, load(rest), valid, encoding, whitespace);
-            uint64_t found = edges_of(&w, word, shifts, width, steps);
-            count += emit(edges_ret + count, found, base + (uint32_t)(at + (uint64_t)i * 64));
+        for (uint32_t i = 0; i < 2; i++, valid = 0) {
+            find_edges(finder, rest, 1, valid, encoding, whitespace, found);
+            count += emit(edges_ret + count, found[0], base + (uint32_t)at + i * 64);
         }
         at = length;
-        memset(&w, 0, sizeof w);
     }
-    memcpy(finder->carried, w.carried, sizeof w.carried);
-    memcpy(finder->history, w.history, sizeof w.history);
-    finder->runs = w.runs;
     *count_ret = count;
-    return at;
+    return (int64_t)at;
 }
 
-/*
- * One function for each encoding and number of doublings, so that all is constant in its loop;
- * the default, n = 4, has constant shifts too.
- */
-#define FUNCTION(name, encoding, whitespace, width, steps, shifts)                                 \
-    TARGET static uint64_t name(struct fastdump_finder *finder, const unsigned char *data,         \
-                                uint64_t length, bool last, uint32_t base, uint64_t capacity,      \
-                                uint32_t *edges_ret, uint64_t *count_ret) {                        \
-        const uint32_t four[6] = {width, 2 * width};                                               \
-        (void)four;                                                                                \
+/* A function for each encoding, so that it is constant in the loop. */
+#define FUNCTION(name, encoding, whitespace)                                                       \
+    TARGET static int64_t name(struct fastdump_finder *finder, const unsigned char *data,          \
+                               uint64_t length, bool last, uint32_t base, uint64_t capacity,       \
+                               uint32_t *edges_ret, uint64_t *count_ret) {                         \
         return find_in(finder, data, length, last, base, capacity, edges_ret, count_ret, encoding, \
-                       whitespace, width, steps, shifts);                                          \
+                       whitespace);                                                                \
     }
-#define FUNCTIONS(name, encoding, width)                                                           \
-    FUNCTION(name##_4, encoding, false, width, 2, four)                                            \
-    FUNCTION(name##_short, encoding, false, width, 3, finder->shifts)                              \
-    FUNCTION(name##_long, encoding, false, width, 6, finder->shifts)                               \
-    FUNCTION(name##_1, encoding, false, width, 0, finder->shifts)                                  \
-    FUNCTION(name##_white, encoding, true, width, 6, finder->shifts)
-FUNCTIONS(seven_bit, FASTDUMP_7BIT, 1)
-FUNCTIONS(eight_bit, FASTDUMP_8BIT, 1)
-FUNCTIONS(utf16le, FASTDUMP_UTF16LE, 2)
-FUNCTIONS(utf16be, FASTDUMP_UTF16BE, 2)
-FUNCTIONS(utf32le, FASTDUMP_UTF32LE, 4)
-FUNCTIONS(utf32be, FASTDUMP_UTF32BE, 4)
-FUNCTIONS(utf8, FASTDUMP_UTF8, 1)
-
-typedef uint64_t function(struct fastdump_finder *, const unsigned char *, uint64_t, bool, uint32_t,
-                          uint64_t, uint32_t *, uint64_t *);
-#define ROW(name) {name##_1, name##_4, name##_short, name##_long, name##_white}
-static function *const functions[][5] = {
-    ROW(seven_bit), ROW(eight_bit), ROW(utf16le), ROW(utf16be),
-    ROW(utf32le),   ROW(utf32be),   ROW(utf8),
-};
+#define FUNCTIONS(name, encoding)                                                                  \
+    FUNCTION(name, encoding, false)                                                                \
+    FUNCTION(name##_white, encoding, true)
+FUNCTIONS(seven_bit, FASTDUMP_7BIT)
+FUNCTIONS(eight_bit, FASTDUMP_8BIT)
+FUNCTIONS(utf16le, FASTDUMP_UTF16LE)
+FUNCTIONS(utf16be, FASTDUMP_UTF16BE)
+FUNCTIONS(utf32le, FASTDUMP_UTF32LE)
+FUNCTIONS(utf32be, FASTDUMP_UTF32BE)
+FUNCTIONS(utf8, FASTDUMP_UTF8)
 
 int64_t FIND(struct fastdump_finder *finder, const unsigned char *data, uint64_t length, bool last,
              uint32_t base, uint64_t capacity, uint32_t *edges_ret, uint64_t *count_ret) {
-    uint32_t filter = finder->filter;
-    int column = finder->whitespace ? 4 : filter == 1 ? 0 : filter == 4 ? 1 : filter <= 8 ? 2 : 3;
-    return (int64_t)functions[finder->encoding][column](finder, data, length, last, base, capacity,
-                                                        edges_ret, count_ret);
+    static fastdump_find_function *const functions[][2] = {
+        {seven_bit, seven_bit_white}, {eight_bit, eight_bit_white}, {utf16le, utf16le_white},
+        {utf16be, utf16be_white},     {utf32le, utf32le_white},     {utf32be, utf32be_white},
+        {utf8, utf8_white},
+    };
+    return functions[finder->encoding][finder->whitespace](finder, data, length, last, base,
+                                                           capacity, edges_ret, count_ret);
 }

@@ -1,8 +1,7 @@
 /* Finds strings with AVX2: load and classify only. */
 #if defined(__x86_64__)
+#include "scan.h"
 #include <immintrin.h>
-#include <stdbool.h>
-#include <stdint.h>
 
 #define TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 #define FIND fastdump_find_avx2
@@ -61,6 +60,47 @@ HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
         }
     return count;
 }
+
+/* Words shifted together with those before them; *before has the last of those lowest. */
+HELPER __m256i behind_256(__m256i words, __m256i *before, __m128i count, __m128i rest) {
+    __m256i rotated = _mm256_permute4x64_epi64(words, 0x93);
+    __m256i previous = _mm256_blend_epi32(rotated, *before, 3);
+    *before = rotated;
+    return _mm256_or_si256(_mm256_sll_epi64(words, count), _mm256_srl_epi64(previous, rest));
+}
+
+/* 4 words at a time, in registers: a row that is read as it was written, but one word off, waits.
+ */
+HELPER uint64_t edges_of_row_256(struct fastdump_finder *finder, const uint64_t *units, int steps,
+                                 uint64_t *found_ret) {
+    __m256i carried[7], any = _mm256_setzero_si256();
+    __m128i shifts[7], rests[7];
+    for (int i = 0; i <= steps; i++) {
+        uint32_t shift = i < steps ? finder->shifts[i] : finder->width;
+        shifts[i] = _mm_cvtsi32_si128((int)shift);
+        rests[i] = _mm_cvtsi32_si128((int)(64 - shift)); /* a shift by 64 gives 0 */
+        carried[i] = _mm256_set1_epi64x((long long)(i < steps ? finder->carried[i] : finder->runs));
+    }
+    for (int at = 0; at < 64; at += 4) {
+        __m256i words = _mm256_loadu_si256((const __m256i *)(units + 1 + at));
+        for (int i = 0; i < steps; i++)
+            words = _mm256_and_si256(words, behind_256(words, &carried[i], shifts[i], rests[i]));
+        words = _mm256_xor_si256(words,
+                                 behind_256(words, &carried[steps], shifts[steps], rests[steps]));
+        _mm256_storeu_si256((__m256i *)(found_ret + at), words);
+        any = _mm256_or_si256(any, words);
+    }
+    for (int i = 0; i <= steps; i++)
+        *(i < steps ? &finder->carried[i] : &finder->runs) =
+            (uint64_t)_mm256_extract_epi64(carried[i], 0);
+    return !_mm256_testz_si256(any, any);
+}
+
+HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
+                                uint64_t *found_ret) {
+    STEPS(edges_of_row_256, finder, units, found_ret);
+}
+#define edges_of_row edges_of_row_of
 
 #include "scan.inc.h"
 #endif

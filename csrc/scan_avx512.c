@@ -10,8 +10,7 @@
 typedef __m512i block;
 
 #define HELPER TARGET static inline __attribute__((always_inline))
-#include <stdbool.h>
-#include <stdint.h>
+#include "scan.h"
 
 HELPER block load(const unsigned char *from) { return _mm512_loadu_si512(from); }
 
@@ -23,18 +22,71 @@ HELPER uint64_t below(block b, int limit) {
 
 /* 0x20 to 0x7e and tab; all above 0x7f where the encoding (1) has 8 bits; \n \v \f \r as well. */
 HELPER uint64_t printable(block b, int encoding, bool whitespace) {
-    uint64_t word;
-    if (encoding == 1)
-        word = _mm512_cmpge_epu8_mask(b, _mm512_set1_epi8(0x20)) &
-               _mm512_cmpneq_epi8_mask(b, _mm512_set1_epi8(0x7f));
-    else
-        word = _mm512_cmplt_epu8_mask(_mm512_sub_epi8(b, _mm512_set1_epi8(0x20)),
-                                      _mm512_set1_epi8(0x5f));
-    if (whitespace)
-        return word |
-               _mm512_cmplt_epu8_mask(_mm512_sub_epi8(b, _mm512_set1_epi8(9)), _mm512_set1_epi8(5));
-    return word | _mm512_cmpeq_epi8_mask(b, _mm512_set1_epi8(9));
+    __m512i shifted = _mm512_sub_epi8(b, _mm512_set1_epi8(whitespace ? 9 : 0x20));
+    __m512i from_space = whitespace ? _mm512_sub_epi8(b, _mm512_set1_epi8(0x20)) : shifted;
+    /* What is not printable: a comparison under the mask of another needs no move of its own. */
+    uint64_t other = whitespace ? _mm512_cmpge_epu8_mask(shifted, _mm512_set1_epi8(5))
+                                : _mm512_cmpneq_epi8_mask(b, _mm512_set1_epi8(9));
+    if (encoding == 1) {
+        other = _mm512_mask_cmpge_epu8_mask(other, from_space, _mm512_set1_epi8(0x5f));
+        return ~_mm512_mask_cmpge_epi8_mask(other, b, _mm512_setzero_si512());
+    }
+    return ~_mm512_mask_cmpge_epu8_mask(other, from_space, _mm512_set1_epi8(0x5f));
 }
+
+/* 8 words at a time. */
+HELPER uint32_t non_zero_512(uint32_t *which_ret, const uint64_t *words, uint32_t count) {
+    __m256i which = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    uint32_t some = 0;
+    for (uint32_t i = 0; i < count; i += 8) {
+        __m512i eight = _mm512_loadu_si512(words + i);
+        __mmask8 mask = _mm512_test_epi64_mask(eight, eight);
+        _mm256_storeu_si256((__m256i *)(which_ret + some),
+                            _mm256_maskz_compress_epi32(mask, which));
+        some += (uint32_t)_mm_popcnt_u32(mask);
+        which = _mm256_add_epi32(which, _mm256_set1_epi32(8));
+    }
+    return some;
+}
+#define non_zero non_zero_512
+
+/* Words shifted together with those before them: one instruction, and no trip through memory. */
+HELPER __m512i behind_512(__m512i words, __m512i *before, __m512i count) {
+    __m512i shifted = _mm512_alignr_epi64(words, *before, 7); /* the word before each word */
+    *before = words;
+    return _mm512_shldv_epi64(words, shifted, count);
+}
+
+HELPER uint64_t edges_of_row_512(struct fastdump_finder *finder, const uint64_t *units, int steps,
+                                 uint64_t *found_ret) {
+    __m512i carried[7], shifts[7], any = _mm512_setzero_si512();
+    for (int i = 0; i < steps; i++) {
+        carried[i] = _mm512_set1_epi64((long long)finder->carried[i]);
+        shifts[i] = _mm512_set1_epi64(finder->shifts[i]);
+    }
+    carried[steps] = _mm512_set1_epi64((long long)finder->runs);
+    shifts[steps] = _mm512_set1_epi64(finder->width);
+    for (int at = 0; at < 64; at += 8) {
+        __m512i words = _mm512_loadu_si512(units + 1 + at);
+        for (int i = 0; i < steps; i++)
+            words = _mm512_and_si512(words, behind_512(words, &carried[i], shifts[i]));
+        words = _mm512_xor_si512(words, behind_512(words, &carried[steps], shifts[steps]));
+        _mm512_storeu_si512(found_ret + at, words);
+        any = _mm512_or_si512(any, words);
+    }
+    uint64_t last[8];
+    for (int i = 0; i <= steps; i++) {
+        _mm512_storeu_si512(last, carried[i]);
+        *(i < steps ? &finder->carried[i] : &finder->runs) = last[7];
+    }
+    return _mm512_test_epi64_mask(any, any);
+}
+
+HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
+                                uint64_t *found_ret) {
+    STEPS(edges_of_row_512, finder, units, found_ret);
+}
+#define edges_of_row edges_of_row_of
 
 HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     const __m512i iota = _mm512_set_epi8(
