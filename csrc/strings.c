@@ -230,12 +230,49 @@ static inline void take_edge(struct fastdump_scan *scan, struct fastdump_finder 
     }
 }
 
+/*
+ * Whole strings, two edges each: what take() does with most of them, in registers (bytes that are
+ * written could be anything's, so that take() must fetch all of *scan again for each).
+ */
+static void take_plain(struct fastdump_scan *scan, const struct fastdump_finder *finder,
+                       const uint32_t *edges, uint64_t count) {
+    const unsigned char *start = scan->buffer - finder->start_delta;
+    const unsigned char *end = scan->buffer - finder->end_delta;
+    uint64_t bytes = 0;
+    if (scan->mode == FASTDUMP_COUNT_STRINGS) {
+        for (uint64_t i = 0; i < count; i += 2)
+            bytes += edges[i + 1] - edges[i];
+        bytes += count / 2 * (finder->start_delta - finder->end_delta);
+    } else {
+        unsigned char *to = scan->out + scan->filled, separator = *scan->separator;
+        for (uint64_t i = 0; i < count; i += 2) {
+            const unsigned char *from = start + edges[i];
+            uint64_t length = (uint64_t)(end + edges[i + 1] - from);
+            bytes += length;
+            to = copy_text(to, from, length);
+            *to++ = separator;
+        }
+        scan->filled = (uint64_t)(to - scan->out);
+    }
+    scan->strings += count / 2;
+    scan->bytes += bytes;
+}
+
+static bool is_plain(const struct fastdump_scan *scan, const struct fastdump_finder *finder) {
+    if (finder->min_length != finder->filter || finder->encoding == FASTDUMP_UTF8)
+        return false;
+    return scan->mode == FASTDUMP_COUNT_STRINGS ||
+           (scan->mode == FASTDUMP_LINES && !scan->records && !scan->radix && finder->width == 1 &&
+            !scan->prefix_length && scan->separator_length == 1);
+}
+
 /* One encoding: its edges are its strings' in their order. */
 static void scan_one(struct fastdump_scan *scan, uint64_t origin, uint64_t length, bool last) {
     struct fastdump_finder *finder = scan->finder;
     const unsigned char *data = scan->buffer + FASTDUMP_HEAD;
     bool own = is_own(scan, origin + FASTDUMP_HEAD) &&
                is_own(scan, origin + FASTDUMP_HEAD + length + 2 * KEPT);
+    bool plain = is_plain(scan, finder);
     uint64_t done = 0, count, i;
     do {
         done += (uint64_t)fastdump_find(scan->kernel, finder, data + done, length - done, last,
@@ -245,6 +282,11 @@ static void scan_one(struct fastdump_scan *scan, uint64_t origin, uint64_t lengt
         if (own) { /* so that no edge needs to be asked whose it is */
             if (finder->open && count)
                 take_edge(scan, finder, origin, scan->edges[i++]);
+            if (plain) {
+                uint64_t whole = (count - i) & ~1ull;
+                take_plain(scan, finder, scan->edges + i, whole);
+                i += whole;
+            }
             for (; i + 1 < count; i += 2) {
                 uint64_t start = scan->edges[i] - finder->start_delta;
                 uint64_t end = scan->edges[i + 1] - finder->end_delta;

@@ -96,10 +96,10 @@ class Place:
             return region.path
         return f".bss of {label.module}" if label.module else label.kind.value
 
-    def pieces(self, size: int) -> Iterator[Piece]:
-        """All slices in address order, cut where *size* bytes are full (whole pages)."""
+    def pieces(self, sizes: Iterator[int]) -> Iterator[Piece]:
+        """All slices in address order, cut to pieces of *sizes* bytes (whole pages)."""
         slices: list[Slice] = []
-        start, room = 0, size
+        start, room = 0, next(sizes)
         for s in self.slices:
             done = 0
             while s.length - done > room:
@@ -110,12 +110,12 @@ class Place:
                 yield Piece(slices, start, rest.address)
                 before = s.part(cut - PAGE_SIZE, PAGE_SIZE)
                 slices = [before._replace(flags=before.flags | AGAIN)]
-                start, done, room = rest.address, cut, size
+                start, done, room = rest.address, cut, next(sizes)
             slices.append(s.part(done, s.length - done))
             room -= s.length - done
             if room <= 0:
                 yield Piece(slices, start, _NO_LIMIT)
-                slices, start, room = [], 0, size
+                slices, start, room = [], 0, next(sizes)
         if slices:
             yield Piece(slices, start, _NO_LIMIT)
 

@@ -7,6 +7,7 @@ file is written. Own memory stays the same whatever the size of the target, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastdump import _native
-from fastdump._native import Copier, Gap, Tally
+from fastdump._native import PAGE_SIZE, Copier, Gap, Tally
 from fastdump._strings import (
     ENCODING_NAMES,
     Form,
@@ -39,7 +40,9 @@ from fastdump.selection import Preset, Rule
 from fastdump.survey import Survey
 from fastdump.turns import Turns
 
-PIECE_SIZE = 8 << 20
+# A piece should become no more lines than a scanner can hold before it is its turn to write them,
+# and is no smaller than what it costs to begin one.
+_LEAST_PIECE, _MOST_PIECE = 4 << 20, 64 << 20
 # Of a string that was too long to be kept, so many bytes are shown where it must be in one piece.
 WHOLE_MOST = 64 << 20
 _TABLE_BYTES = 160 << 20
@@ -78,7 +81,6 @@ def search(
     place: Place,
     scanners: Sequence[Scanner],
     handle: Callable[[Found | Giant], None] | None = None,
-    piece_size: int = PIECE_SIZE,
 ) -> StringsReport:
     """Search a place, one thread a scanner.
 
@@ -107,7 +109,7 @@ def search(
             raise failed[0] from None
 
     crew: Crew[tuple[int, Piece], None, Scanner] = Crew(
-        enumerate(place.pieces(piece_size)), list(scanners), work
+        enumerate(place.pieces(_sizes(place, scanners))), list(scanners), work
     )
     try:
         if isinstance(place, Stream):
@@ -142,6 +144,24 @@ def search(
         swap_asked=bool(survey and survey.swap_asked),
         notes=sorted({label.note for label in place.labels if label.note}) if survey else [],
     )
+
+
+def _sizes(place: Place, scanners: Sequence[Scanner]) -> Iterator[int]:
+    """Sizes of pieces: by what the ones before became, and smaller at the end, so that all threads
+    end together.
+    """
+    left = sum(s.length for s in place.slices)
+    while True:
+        found = sum(scanner.written for scanner in scanners)
+        read = sum(scanner.tally.read + scanner.tally.file for scanner in scanners)
+        size = left // (len(scanners) * 4)
+        if found:
+            size = min(size, scanners[0].out_size * read // found)
+        elif not read:
+            size = _LEAST_PIECE  # so that the first lines come at once
+        size = min(max(size, _LEAST_PIECE), _MOST_PIECE) // PAGE_SIZE * PAGE_SIZE
+        left = max(left - size, 0)
+        yield size
 
 
 def giant_text(place: Place, giant: Giant, copier: Copier, unicode: str) -> Iterator[bytes]:
@@ -385,7 +405,7 @@ def batches(
         scanner = Scanner(query, Form(separator=b""), with_records=True)
         copier = Copier(place.memory)
         try:
-            for piece in place.pieces(PIECE_SIZE):
+            for piece in place.pieces(itertools.repeat(_LEAST_PIECE)):
                 for found in scanner.scan(place.memory, piece.slices, piece.start, piece.end):
                     if isinstance(found, Giant):
                         found = read_giant(place, found, copier, Form(separator=b""), query.unicode)
