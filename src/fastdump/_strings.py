@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -150,6 +151,46 @@ class Found:
     lines: memoryview
     records: Any
     count: int
+
+
+class Row(NamedTuple):
+    """One string of a :class:`Found`: places in its lines are in bytes."""
+
+    address: int
+    length: int
+    region: int
+    encoding: int
+    line: int
+    at: int
+    text_length: int
+    line_length: int
+
+    @property
+    def line_end(self) -> int:
+        return self.line + self.line_length
+
+    def text(self, lines: bytes) -> bytes:
+        return lines[self.at : self.at + self.text_length]
+
+    def whole(self, lines: bytes) -> bytes:
+        """The line, with its separator."""
+        return lines[self.line : self.line + self.line_length]
+
+
+RECORD = struct.Struct("<QQIiIIII")  # struct fastdump_record of csrc/api.h
+
+
+def raw_records(found: Found) -> bytes:
+    return bytes(ffi.buffer(found.records, RECORD.size * found.count)) if found.count else b""
+
+
+def rows_of(found: Found) -> list[Row]:
+    """The strings, their places as from the first byte of ``found.lines``."""
+    rows = map(Row._make, RECORD.iter_unpack(raw_records(found)))
+    base = found.records[0].line if found.count else 0
+    if not base:
+        return list(rows)
+    return [row._replace(line=row.line - base, at=row.at - base) for row in rows]
 
 
 class Table:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastdump._strings import ENCODING_NAMES, Found
+from fastdump._strings import ENCODING_NAMES, Found, Row
 from fastdump.errors import UsageError, output_failed
 from fastdump.output import PartFile, uninterrupted
 from fastdump.place import Place
-
-if TYPE_CHECKING:
-    from fastdump.string_search import Row
 
 try:
     import pyarrow as pa

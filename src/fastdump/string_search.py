@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +18,18 @@ from fastdump import _native
 from fastdump._native import PAGE_SIZE, Copier, Gap, Tally
 from fastdump._strings import (
     ENCODING_NAMES,
+    RECORD,
     Form,
     Found,
     Giant,
     Query,
+    Row,
     Scanner,
     Table,
     Tallied,
     default_kernel,
     ffi,
+    raw_records,
     text_of,
 )
 from fastdump.crew import Crew
@@ -192,46 +194,6 @@ def _whole_utf8(block: bytes) -> int:
 # --- records ----------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """One string of a :class:`Found`: places in its lines are in bytes."""
-
-    address: int
-    length: int
-    region: int
-    encoding: int
-    line: int
-    at: int
-    text_length: int
-    line_length: int
-
-    @property
-    def line_end(self) -> int:
-        return self.line + self.line_length
-
-    def text(self, lines: bytes) -> bytes:
-        return lines[self.at : self.at + self.text_length]
-
-    def whole(self, lines: bytes) -> bytes:
-        """The line, with its separator."""
-        return lines[self.line : self.line + self.line_length]
-
-
-_RECORD = struct.Struct("<QQIiIIII")  # struct fastdump_record of csrc/api.h
-
-
-def _raw_records(found: Found) -> bytes:
-    return bytes(ffi.buffer(found.records, _RECORD.size * found.count)) if found.count else b""
-
-
-def rows_of(found: Found) -> list[Row]:
-    """The strings, their places as from the first byte of ``found.lines``."""
-    rows = map(Row._make, _RECORD.iter_unpack(_raw_records(found)))
-    base = found.records[0].line if found.count else 0
-    if not base:
-        return list(rows)
-    return [row._replace(line=row.line - base, at=row.at - base) for row in rows]
-
-
 class Batch:
     """Strings in a row, as columns; made without a Python object for each.
 
@@ -243,14 +205,14 @@ class Batch:
         self.place = place
         self.text = bytes(found.lines)
         self._count = found.count
-        self._records = _raw_records(found)
+        self._records = raw_records(found)
         self._base = found.records[0].line if found.count else 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Match]:
-        for record in _RECORD.iter_unpack(self._records):
+        for record in RECORD.iter_unpack(self._records):
             row = Row._make(record)
             name = ENCODING_NAMES[row.encoding]
             at = row.at - self._base
@@ -281,7 +243,7 @@ class Batch:
         """An Arrow record batch: address, length, text, encoding, region, label. Needs PyArrow."""
         from fastdump.parquet import record_batch
 
-        rows = [Row._make(record) for record in _RECORD.iter_unpack(self._records)]
+        rows = [Row._make(record) for record in RECORD.iter_unpack(self._records)]
         rows = [row._replace(at=row.at - self._base) for row in rows]
         return record_batch(self.place, rows, self.text)
 

@@ -23,14 +23,16 @@ from fastdump._strings import (
     Found,
     Giant,
     Query,
+    Row,
     Scanner,
     Tallied,
+    rows_of,
 )
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError
 from fastdump.hexdump import hexdump
 from fastdump.place import Place, Stream
-from fastdump.string_search import Row, StringsReport
+from fastdump.string_search import StringsReport
 from fastdump.text import printable, size
 
 # A set of as many 64-bit hashes takes about 130 MB.
@@ -169,7 +171,7 @@ class Records(Output):
 
     def _take(self, place: Place, found: Found, copier: Copier) -> None:
         lines = bytes(found.lines)
-        rows = list(self._filter.rows(lines, string_search.rows_of(found)))
+        rows = list(self._filter.rows(lines, rows_of(found)))
         if self.wanted.unique:
             rows = [row for row in rows if self._is_new(hash(row.text(lines)))]
         if self._write_rows:
