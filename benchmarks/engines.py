@@ -153,6 +153,14 @@ def small() -> Target:
     return start("fill", "zeros", 1 << 20)
 
 
+def small_subject() -> Subject:
+    """A target for rows that do not need one."""
+    target = small()
+    told = target.truth
+    page = functools.partial(pattern, length=PAGE, seed=0)
+    return Subject(target, SparseTruth(told["start"], told["end"], [], page))
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of an engine: the folder is fresh and is removed afterwards."""
@@ -192,11 +200,16 @@ def work_seconds(report: dict[str, Any]) -> float:
 # parent had resident when it was started, so the parent must be smaller than this runner is.
 PEAK = """
 import os, sys
-pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
 _, status, usage = os.wait4(pid, 0)
 print(usage.ru_maxrss * 1024)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
+
+
+def run_for_peak(command: Command) -> str:
+    """The output of a command, and in its last line the peak memory of it and its children."""
+    return run_command((sys.executable, "-IS", "-c", PEAK, *command)).stdout.rstrip("\n")
 
 
 def fastdump(

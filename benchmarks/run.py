@@ -25,6 +25,8 @@ zeros40    Targets of which 40% are zeros: the zero page (known without reading)
 memory     fastdump's own peak resident memory.
 sparse     Huge reservations: time, output, and growth of the target.
 start      The shortest commands, Python's start included.
+strings-*  See strings_rows.py. For fastdump: threads, as above. Output goes to /dev/null, as no
+           terminal or pipe takes so much; gcore needs room for its file. ``rg`` prints no offsets.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -35,6 +37,7 @@ peer's / fastdump's time of the same round.
 from __future__ import annotations
 
 import argparse
+import compileall
 import gc
 import json
 import os
@@ -55,9 +58,12 @@ import engines
 import heap_image
 from engines import HERE, Bench
 from heap_image import parse_size
-from rows import ROWS, Check, Need, Result
+from rows import ROWS as DUMP_ROWS
+from rows import Check, Need, Result
+from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 
+ROWS = DUMP_ROWS | STRINGS_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free
@@ -116,6 +122,9 @@ def describe_machine(bench: Bench) -> dict[str, Any]:
             "gdb": first_match(r"(\d+\.[\d.]+)\s*$", say("gdb", "--version").partition("\n")[0]),
             "lz4": version("lz4", "--version").rstrip(","),
             "dd": version("dd", "--version"),
+            "strings": first_match(r"([\d.]+)\s*$", say("strings", "--version").partition("\n")[0]),
+            "eu-strings": version("eu-strings", "--version"),
+            "rg": version("rg", "--version"),
             "cc": first_match(r"(\d+\.\d+\.\d+)\s*$", say("cc", "--version").partition("\n")[0]),
         },
     }
@@ -242,6 +251,8 @@ def main() -> int:
     image = heap_image.make_image(options.image)
     ratio, speed = heap_image.lz4_figures(image)
     gc.collect()
+    # As an installed package has it; some environments forbid Python to write it by itself.
+    compileall.compile_dir(HERE.parent / "src", quiet=1)
     with (
         tempfile.TemporaryDirectory(prefix="fastdump-bench-", dir=options.tmpfs) as tmpfs,
         tempfile.TemporaryDirectory(prefix="fastdump-bench-", dir=options.disk) as disk,

@@ -75,6 +75,7 @@ class StringsReport(Gaps):
     gaps: list[Gap]
     seconds: float
     threads: int
+    kernel: str
     swap_asked: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -143,6 +144,7 @@ def search(
         gaps=merged(sorted(gaps)),
         seconds=time.perf_counter() - begun,
         threads=len(scanners),
+        kernel=scanners[0].kernel,
         swap_asked=bool(survey and survey.swap_asked),
         notes=sorted({label.note for label in place.labels if label.note}) if survey else [],
     )

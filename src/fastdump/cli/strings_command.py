@@ -185,6 +185,9 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
     default=None,
     help="Threads that read and search.  [default: the CPUs, at most 16]",
 )
+@click.option(
+    "--stats", is_flag=True, help="Say at the end, on standard error, how much and how fast."
+)
 @click.pass_context
 def command(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> int:
     """Print the printable strings in the memory of a live process (SOURCE is its pid), or in a
@@ -220,6 +223,8 @@ def command(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
                 with _opened(source, options) as place:
                     report = output.search(place)
                 code = code or report.exit_code
+                if options["stats"]:
+                    click.echo(_stats(report), err=True)
                 _complain(report)
             except FastdumpError as error:
                 if len(sources) == 1 or isinstance(error, OutputFailed):
@@ -275,6 +280,18 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
         return
     with open(fd, "rb", buffering=0) as file:
         yield Stream(source, WHOLE_MOST, file)
+
+
+def _stats(report: StringsReport) -> str:
+    tally = report.tally
+    searched = tally.read + tally.file
+    rate = searched / report.seconds / 1e9 if report.seconds else 0
+    known = f", {size(tally.zero + tally.absent)} known zeros" if tally.zero + tally.absent else ""
+    return (
+        f"searched {size(searched)}{known} in {report.seconds:.3f} s: {rate:.2f} GB/s, "
+        f"{report.threads} threads, {report.kernel}; {report.strings:,} strings, "
+        f"{size(report.bytes)}"
+    )
 
 
 def _complain(report: StringsReport) -> None:
