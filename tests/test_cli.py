@@ -124,7 +124,7 @@ def test_quiet_says_nothing(awkward: targets.Target, in_tmp: Path) -> None:
     assert [p.name for p in in_tmp.iterdir()] == [f"{awkward.pid}.core.lz4"]
 
 
-@pytest.mark.parametrize("command", [[], ["maps"], ["dump"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["maps"], ["dump"], ["strings"], ["demo"]])
 def test_every_command_has_help(command: list[str]) -> None:
     for option in ("--help", "-h"):
         result = run(*command, option)
@@ -136,8 +136,11 @@ def test_the_demo_finds_its_leak() -> None:
     result = run("demo")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    first = lines[lines.index(next(line for line in lines if line.startswith("What fills"))) + 1]
-    assert "leaked by demo" in first
+    head = next(
+        i for i, line in enumerate(lines) if line.split()[:3] == ["bytes", "share", "count"]
+    )
+    assert "100,000" in lines[head + 1]
+    assert "leaked by demo.py" in lines[head + 1]
 
 
 @pytest.mark.parametrize(

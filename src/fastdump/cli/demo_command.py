@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from fastdump.errors import FastdumpError
-from fastdump.text import printable, size
 
 # A cache that nobody empties. It ends with its standard input, so it cannot outlive us.
 _LEAK = """
@@ -27,10 +24,6 @@ for i in range(100_000):
 print("ready", flush=True)
 sys.stdin.read()
 """
-# Printable ASCII and tab, as strings(1) has it.
-_STRING = re.compile(rb"[\t\x20-\x7e]{8,}")
-_VARIABLE = re.compile(rb"[0-9a-f]{8,}|[0-9]+")
-_BLOCK = 1 << 20
 
 
 @click.command(name="demo")
@@ -41,15 +34,14 @@ def command() -> None:
         click.echo(f"A Python process leaks sessions: pid {pid}. You are not told why.\n")
         _run("maps", str(pid), "--sort", "resident", lines=9)
         _run("dump", str(pid), "-o", str(dump))
-        click.echo("What fills the dump, its strings with numbers left out, by total bytes:")
-        for template, (length, count) in _top_strings(dump):
-            text = printable(template.decode("ascii"))
-            click.echo(f"  {size(length):>9}  {count:>8} times  {text[:96]}")
+        click.echo("What fills it: strings that take the most bytes, numbers as #.\n")
+        _run("strings", str(pid), "--top", "3", "-n", "8")
     click.echo(
-        "\nThe first line is the leak. The dump and the process are gone again.\n"
+        "The first row is the leak. The dump and the process are gone again.\n"
         "Now one of yours (as root, or as the user that it runs as):\n"
         "  fastdump maps PID --sort resident     where its memory is\n"
         "  fastdump dump PID --plan              what a dump would read, write and cost\n"
+        "  fastdump strings PID --top 20         what fills it; nothing is written\n"
         "  fastdump dump PID                     PID.core.lz4; it is not stopped\n"
         "  lz4 -d PID.core.lz4 && gdb -c PID.core    look at it with any tool that reads cores\n"
     )
@@ -90,18 +82,3 @@ def _run(*args: str, lines: int | None = None) -> None:
     click.echo()
     if result.returncode:
         raise FastdumpError(f"fastdump {args[0]} ended with exit code {result.returncode}")
-
-
-def _top_strings(dump: Path) -> list[tuple[bytes, tuple[int, int]]]:
-    """The strings of a dump that take most bytes, alike but for numbers: bytes and count."""
-    import lz4.frame
-
-    found: Counter[bytes] = Counter()
-    length: Counter[bytes] = Counter()
-    with lz4.frame.open(dump, "rb") as core:
-        while block := core.read(_BLOCK):
-            for text in _STRING.findall(block):
-                template = _VARIABLE.sub(b"#", text)
-                found[template] += 1
-                length[template] += len(text)
-    return [(text, (total, found[text])) for text, total in length.most_common(3)]
