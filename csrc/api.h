@@ -312,7 +312,7 @@ struct fastdump_scan {
     int32_t begun;
     uint32_t hex_length; /* of the address that was printed last, all but 4 digits */
     uint64_t hex_high;
-    unsigned char hex[16];
+    unsigned char hex[24];
     uint64_t giants;
     struct fastdump_giant giant[FASTDUMP_GIANTS];
     struct fastdump_finder finder[FASTDUMP_FINDERS];

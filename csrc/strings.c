@@ -156,9 +156,10 @@ static inline void take(struct fastdump_scan *scan, const struct fastdump_finder
         return;
     unsigned char *line = scan->out + scan->filled, *to = line;
     if (scan->mode == FASTDUMP_TALLIES) {
-        uint64_t text_length = length;
+        /* Of a giant no more is known. */
+        uint64_t text_length = length < FASTDUMP_HEAD ? length : FASTDUMP_HEAD;
         if (finder->width > 1) { /* the output serves as a scratch pad */
-            text_length = (uint64_t)(put_text(to, from, length, finder->encoding, 0) - to);
+            text_length = (uint64_t)(put_text(to, from, text_length, finder->encoding, 0) - to);
             from = line;
         }
         fastdump_table_add(scan->table, from, text_length, length, address, scan->region);
