@@ -91,7 +91,7 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 @click.command(name="strings", cls=_StringsCommand)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
 @click.option(
     "-n",
     "--bytes",
@@ -196,6 +196,10 @@ def command(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
     Nothing is written to a disk, the process is not stopped and does not grow. By default its
     private writable memory is searched, without that of libraries. `--top 20` tells what fills it.
     """
+    if not sources:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no SOURCE", "name a pid or a file; - is standard input")
+        sources = ("-",)
     options["rules"] = rules_of(ctx, options.pop("include"), options.pop("exclude"))
     options["preset"] = preset_of(Preset.DATA, options.pop("everything"))
     radix = 8 if options.pop("octal") else _RADIX.get(options.pop("radix") or "", 0)

@@ -283,8 +283,6 @@ class TopList(Output):
     """What takes the most memory, of each place."""
 
     def search(self, place: Place) -> StringsReport:
-        if isinstance(place, Stream):
-            raise UsageError("--top needs a process or a file, not a pipe")
         wanted = self.wanted
         groups = _groups(place, wanted.by)
         found = string_search.top(
@@ -293,7 +291,7 @@ class TopList(Output):
             wanted.top or 0,
             exact=wanted.exact,
             groups=groups,
-            threads=wanted.threads,
+            threads=1 if isinstance(place, Stream) else wanted.threads,
         )
         searched = found.report.tally.read + found.report.tally.file
         rows = [self._row(place, row, searched) for row in found.rows]
