@@ -171,7 +171,7 @@ uint64_t fastdump_robust_list(int32_t tid);
 #define FASTDUMP_UTF8 6    /* -U */
 
 #define FASTDUMP_EDGES 8192      /* capacity of an array of edges that serves well */
-#define FASTDUMP_LEAST_EDGES 160 /* with less, a kernel may consume nothing */
+#define FASTDUMP_LEAST_EDGES 128 /* with less, a kernel may consume nothing */
 
 /* One encoding in one stream of bytes, as far as it has come. */
 struct fastdump_finder {

@@ -19,9 +19,9 @@ fastdump_find_function fastdump_find_scalar, fastdump_find_avx2, fastdump_find_a
     do {                                                                                           \
         if ((finder)->filter == 1)                                                                 \
             return function(finder, units, 0, found_ret);                                          \
-        if ((finder)->filter > 2 && (finder)->filter <= 4)                                         \
+        if ((finder)->filter <= 4)                                                                 \
             return function(finder, units, 2, found_ret);                                          \
-        if ((finder)->filter > 4 && (finder)->filter <= 8)                                         \
+        if ((finder)->filter <= 8)                                                                 \
             return function(finder, units, 3, found_ret);                                          \
         return function(finder, units, 6, found_ret);                                              \
     } while (0)

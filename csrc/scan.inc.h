@@ -2,17 +2,17 @@
  * The vector loop that finds strings, once; included by scan_avx2.c, scan_avx512.c and scan_neon.c,
  * which bring what differs:
  *
- *   TARGET           the attribute of every function
- *   FIND             the name of the kernel
- *   ROOM             edges that emit() may write behind the last one that counts
- *   block            64 bytes in registers; load() reads them
+ *   TARGET    the attribute of every function
+ *   FIND      the name of the kernel
+ *   block     64 bytes in registers; load() reads them
  *   printable(), zeros(), below()
- *                    64 bits, one a byte: printable characters; zero bytes; less than a signed
- * limit emit()           the positions of the bits of a word, into an array non_zero()       the
- * indexes of the words that are not 0, into an array with room for 8 more edges_of_row()   the same
- * as edges_of_words(), for BLOCKS words
+ *             64 bits, one a byte: printable characters; zero bytes; less than a signed limit
+ *   emit()    the positions of the bits of a word, into an array, in groups that divide 64
  *
- * The last two are optional.
+ * and may bring two more:
+ *
+ *   non_zero()      the indexes of words that are not 0, into an array with room for 8 more
+ *   edges_of_row()  the same as edges_of_words(), for BLOCKS words
  *
  * Each block of 64 bytes becomes a word `units` with a bit at the last byte of each printable
  * character ("unit") of the encoding. Runs of n units are found by doubling: with
@@ -172,7 +172,7 @@ INLINE int64_t find_in(struct fastdump_finder *finder, const unsigned char *data
                        bool last, uint32_t base, uint64_t capacity, uint32_t *edges_ret,
                        uint64_t *count_ret, int encoding, bool whitespace) {
     uint64_t at = 0, count = 0, found[BLOCKS];
-    while (length - at >= STRIP + (uint64_t)last && count + STRIP + ROOM <= capacity) {
+    while (length - at >= STRIP + (uint64_t)last && count + STRIP <= capacity) {
         if (find_edges(finder, data + at, BLOCKS, ~0ull, encoding, whitespace, found)) {
             /* In a heap a third of the words has edges: no branch, which would be guessed wrong. */
             uint32_t which[BLOCKS + 8], some = non_zero(which, found, BLOCKS);
@@ -182,12 +182,12 @@ INLINE int64_t find_in(struct fastdump_finder *finder, const unsigned char *data
         }
         at += STRIP;
     }
-    while (length - at >= 64 + (uint64_t)last && count + 64 + ROOM <= capacity) {
+    while (length - at >= 64 + (uint64_t)last && count + 64 <= capacity) {
         find_edges(finder, data + at, 1, ~0ull, encoding, whitespace, found);
         count += emit(edges_ret + count, found[0], base + (uint32_t)at);
         at += 64;
     }
-    if (last && length - at <= 64 && count + 128 + ROOM <= capacity) {
+    if (last && length - at <= 64 && count + 128 <= capacity) {
         /* What is left, and behind it bytes that are nothing: neither printable nor zero. */
         unsigned char rest[64] = {0};
         uint64_t left = length - at, valid = left < 64 ? (1ull << left) - 1 : ~0ull;

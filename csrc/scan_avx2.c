@@ -5,7 +5,6 @@
 
 #define TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 #define FIND fastdump_find_avx2
-#define ROOM 8
 
 #define HELPER TARGET static inline __attribute__((always_inline))
 

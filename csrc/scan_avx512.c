@@ -5,7 +5,6 @@
 #define TARGET                                                                                     \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,bmi,bmi2,lzcnt,popcnt")))
 #define FIND fastdump_find_avx512
-#define ROOM 16
 
 typedef __m512i block;
 

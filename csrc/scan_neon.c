@@ -6,7 +6,6 @@
 
 #define TARGET
 #define FIND fastdump_find_neon
-#define ROOM 8
 
 #define HELPER static inline __attribute__((always_inline))
 
