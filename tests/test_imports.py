@@ -33,6 +33,8 @@ ORDER = [
     "place",
     "parquet",
     "string_search",
+    "top",
+    "matches",
     "cli",
 ]
 

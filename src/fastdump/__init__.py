@@ -11,7 +11,7 @@ __all__ = ["Batch", "Match", "batches", "strings"]
 def __getattr__(name: str) -> Any:
     """The API is imported when it is used: the command line starts without it."""
     if name in __all__:
-        from fastdump import string_search
+        from fastdump import matches
 
-        return getattr(string_search, name)
+        return getattr(matches, name)
     raise AttributeError(name)

@@ -13,15 +13,16 @@ from fastdump.output import PartFile, uninterrupted
 from fastdump.place import Place
 
 try:
+    import numpy
     import pyarrow as pa
     import pyarrow.parquet
 except ImportError:
-    raise UsageError("PyArrow is not installed", "pip install pyarrow") from None
+    raise UsageError("NumPy or PyArrow is not installed", "pip install numpy pyarrow") from None
 
 
 def _schema(encodings: Sequence[str]) -> Any:
-    # 8-bit text has no encoding that one could know.
-    text = pa.binary() if "S" in encodings else pa.string()
+    # Nobody knows the encoding of 8-bit text, and what strings(1) takes for UTF-8 may be none.
+    text = pa.binary() if {"S", "U"} & set(encodings) else pa.string()
     name = pa.dictionary(pa.int32(), pa.string())
     return pa.schema(
         [
@@ -35,36 +36,54 @@ def _schema(encodings: Sequence[str]) -> Any:
     )
 
 
-def record_batch(
-    place: Place, rows: Sequence[Row], text: bytes, encodings: Sequence[str] = ("S",)
-) -> Any:
-    """Rows, whose texts are in *text*, as a ``pyarrow.RecordBatch``.
+_COLUMNS = ["address", "length", "region", "encoding", "text", "text_length"]
 
-    Text is a string; of 8-bit encodings, bytes.
+
+def columns_of(records: bytes, base: int) -> Any:
+    """``struct fastdump_record``s as a structured NumPy array; texts as from byte *base* on."""
+    names = ["address", "length", "region", "encoding", "line", "text", "text_length", "end"]
+    kinds = ["<u8", "<u8", "<u4", "<i4", "<u4", "<u4", "<u4", "<u4"]
+    array = numpy.frombuffer(records, dtype=list(zip(names, kinds, strict=True))).copy()
+    array["text"] -= base
+    return array[_COLUMNS]
+
+
+def record_batch(place: Place, columns: Any, text: bytes, encodings: Sequence[str]) -> Any:
+    """Strings, whose texts are in *text*, as a ``pyarrow.RecordBatch``.
+
+    Text is a string; of 8-bit encodings and UTF-8, bytes.
     """
     schema = _schema(encodings)
-    numbers = sorted({row.region for row in rows})
-    at = {number: index for index, number in enumerate(numbers)}
+    numbers, at = numpy.unique(columns["region"], return_inverse=True)
     regions = [place.region_name(number).encode("utf-8", "replace").decode() for number in numbers]
     labels = [place.labels[number].kind.value for number in numbers]
-    names = list(ENCODING_NAMES.values())
-
-    def dictionary(indexes: list[int], values: list[str], kind: Any) -> Any:
-        return pa.DictionaryArray.from_arrays(
-            pa.array(indexes, kind), pa.array(values, pa.string())
-        )
-
+    indexes = pa.array(at.astype("i4"))
     return pa.record_batch(
         [
-            pa.array([row.address for row in rows], pa.uint64()),
-            pa.array([row.length for row in rows], pa.uint64()),
-            pa.array([row.text(text) for row in rows], pa.binary()).cast(schema.field("text").type),
-            dictionary([row.encoding for row in rows], names, pa.int8()),
-            dictionary([at[row.region] for row in rows], regions, pa.int32()),
-            dictionary([at[row.region] for row in rows], labels, pa.int32()),
+            pa.array(numpy.ascontiguousarray(columns["address"])),
+            pa.array(numpy.ascontiguousarray(columns["length"])),
+            _texts(columns["text"], columns["text_length"], text).cast(schema.field("text").type),
+            _dictionary(columns["encoding"].astype("i1"), list(ENCODING_NAMES.values())),
+            pa.DictionaryArray.from_arrays(indexes, pa.array(regions, pa.string())),
+            pa.DictionaryArray.from_arrays(indexes, pa.array(labels, pa.string())),
         ],
         schema=schema,
     )
+
+
+def _dictionary(indexes: Any, values: Sequence[str]) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indexes), pa.array(values, pa.string()))
+
+
+def _texts(start: Any, length: Any, text: bytes) -> Any:
+    """The texts as binary: without a copy where they follow one another."""
+    ends = start + length
+    if len(start) and (start[1:] == ends[:-1]).all():
+        offsets = numpy.append(start, ends[-1:]).astype("<i4")
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+        return pa.Array.from_buffers(pa.binary(), len(start), buffers)
+    pairs = zip(start.tolist(), ends.tolist(), strict=True)
+    return pa.array([text[a:b] for a, b in pairs], pa.binary())
 
 
 class ParquetOutput:
@@ -86,11 +105,16 @@ class ParquetOutput:
         return self
 
     def write(self, place: Place, found: Found, rows: Sequence[Row]) -> None:
-        """Append strings."""
+        """Append strings: those of *found* that are among *rows*."""
         if not rows:
             return
+        columns = numpy.array(
+            [(r.address, r.length, r.region, r.encoding, r.at, r.text_length) for r in rows],
+            dtype=list(zip(_COLUMNS, ("<u8", "<u8", "<u4", "<i4", "<u4", "<u4"), strict=True)),
+        )
+        batch = record_batch(place, columns, bytes(found.lines), self._encodings)
         try:
-            self._writer.write_batch(record_batch(place, rows, bytes(found.lines), self._encodings))
+            self._writer.write_batch(batch)
         except OSError as error:
             raise output_failed(self._path, error) from None
 

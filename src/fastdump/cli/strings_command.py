@@ -23,9 +23,10 @@ from fastdump.cli.options import (
 )
 from fastdump.cli.strings_output import Wanted, open_output
 from fastdump.errors import FastdumpError, OutputFailed, UsageError
+from fastdump.matches import opened
 from fastdump.place import Place, Stream, open_file, place_of_file
 from fastdump.selection import Preset
-from fastdump.string_search import WHOLE_MOST, StringsReport, opened
+from fastdump.string_search import WHOLE_MOST, StringsReport
 from fastdump.text import size
 
 _RADIX = {"x": 16, "d": 10, "o": 8}

@@ -31,9 +31,11 @@ from fastdump._strings import (
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError
 from fastdump.hexdump import hexdump
+from fastdump.matches import decode
 from fastdump.place import Place, Stream
 from fastdump.string_search import StringsReport
 from fastdump.text import printable, size
+from fastdump.top import top
 
 # A set of as many 64-bit hashes takes about 130 MB.
 _MOST_UNIQUE = 2_000_000
@@ -205,7 +207,7 @@ class Records(Output):
         found = {
             "address": f"{row.address:#x}",
             "length": row.length,
-            "text": string_search.decode(row.text(lines), encoding),
+            "text": decode(row.text(lines), encoding),
             "encoding": encoding,
             "region": f"{region.start:#x}",
             "path": place.region_name(row.region),
@@ -285,7 +287,7 @@ class TopList(Output):
     def search(self, place: Place) -> StringsReport:
         wanted = self.wanted
         groups = _groups(place, wanted.by)
-        found = string_search.top(
+        found = top(
             place,
             wanted.query,
             wanted.top or 0,

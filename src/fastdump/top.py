@@ -1,0 +1,55 @@
+"""The strings that take the most memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastdump._strings import Query, Scanner, Table, Tallied, default_kernel
+from fastdump.place import Place
+from fastdump.string_search import StringsReport, default_threads, search
+
+_TABLE_BYTES = 160 << 20
+_ENTRY_BYTES = 192  # of a table: a cache line, and 128 bytes of text
+
+
+@dataclass
+class Top:
+    """The strings that take the most memory."""
+
+    rows: list[Tallied]
+    error: int
+    distinct: int
+    report: StringsReport
+
+
+def top(
+    place: Place,
+    query: Query,
+    count: int,
+    *,
+    exact: bool = False,
+    groups: Sequence[int] | None = None,
+    threads: int | None = None,
+    kernel: str | None = None,
+) -> Top:
+    """The *count* strings that take the most bytes of a place.
+
+    Args:
+        exact: Equal strings; else those that are alike but for numbers.
+        groups: For each region the number of its group: rows are of one group each.
+    """
+    threads = threads or default_threads()
+    capacity = 1 << ((_TABLE_BYTES // _ENTRY_BYTES // threads).bit_length() - 1)
+    scanners = [
+        Scanner(query, kernel=kernel or default_kernel(), table=Table(capacity, exact, groups))
+        for _ in range(threads)
+    ]
+    report = search(place, scanners)
+    tables = [scanner.table for scanner in scanners if scanner.table]
+    first = tables[0]
+    for table in tables:
+        table.settle()
+    for table in tables[1:]:
+        first.merge(table)
+    return Top(first.top(count), first.error, first.used, report)
