@@ -18,14 +18,16 @@ struct fastdump_target {
 };
 
 /* How the bytes of a slice may be obtained. */
-#define FASTDUMP_MEM_ONLY 1 /* by /proc/PID/mem: no read permission, or userfaultfd */
-#define FASTDUMP_MODIFIED 2 /* only pages that are private to the process, not the file's */
-#define FASTDUMP_SWAPPED 4  /* swapped pages too: they come back into the target's memory */
-#define FASTDUMP_EVERY 8    /* every page, whatever the page tables say (the vdso) */
-#define FASTDUMP_NO_FILE 16 /* what is absent is in a mapped file that cannot be opened */
-#define FASTDUMP_PLAIN 32   /* no process: all of it is in the file, from file_offset on */
-#define FASTDUMP_AGAIN 64   /* not accounted for: some other slice is the same */
-#define FASTDUMP_TAIL 128   /* scan: read on only while a string is not at its end */
+#define FASTDUMP_MEM_ONLY 1       /* by /proc/PID/mem: no read permission, or userfaultfd */
+#define FASTDUMP_MODIFIED 2       /* only pages that are private to the process, not the file's */
+#define FASTDUMP_SWAPPED 4        /* swapped pages too: they come back into the target's memory */
+#define FASTDUMP_EVERY 8          /* every page, whatever the page tables say (the vdso) */
+#define FASTDUMP_NO_FILE 16       /* what is absent is in a mapped file that cannot be opened */
+#define FASTDUMP_PLAIN 32         /* no process: all of it is in the file, from file_offset on */
+#define FASTDUMP_AGAIN 64         /* not accounted for: some other slice is the same */
+#define FASTDUMP_TAIL 128         /* scan: read on only while a string is not at its end */
+#define FASTDUMP_ZEROS_BEFORE 256 /* scan: before it and */
+#define FASTDUMP_ZEROS_BEHIND 512 /* behind it the region has nothing but known zeros */
 
 /* Addresses [address, address + length) and where their bytes go: offset in the output. */
 struct fastdump_slice {
@@ -327,7 +329,7 @@ uint64_t fastdump_scan_records(const struct fastdump_scan *scan);
 
 /*
  * Scan slices, from the cursor on, as fastdump_copy reads them; slice.offset is slice.address.
- * What lies between two slices of one region is taken for zeros.
+ * What lies between two slices is unknown, but for the flags that say it is zeros.
  *
  * Returns 1 when all is done, 0 when the caller must take the output, the records, the giants or
  * the gaps first (and set their counts to 0), or -errno as fastdump_copy.

@@ -18,6 +18,8 @@
 #define TAIL_STEP 16384
 #define TAIL_WINDOW (1 << 20)
 
+#define ZEROS 64 /* so many are as good as more: see fastdump_scan_zeros() */
+
 /* An extent with everything known of it: FILE here means "absent, but the file has it". */
 enum source { SOURCE_NONE, SOURCE_PROCESS, SOURCE_FILE };
 
@@ -355,8 +357,9 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
             if (error)
                 return error;
             if (piece->gap)
-                fastdump_scan_end(copy->scan);
-            fastdump_scan_go_on(copy->scan, piece->end, slice->region);
+                fastdump_scan_go_on(copy->scan, piece->end, slice->region);
+            else
+                fastdump_scan_zeros(copy->scan, piece->start, length);
         }
         place_zeros(copy, offset, length);
         if (piece->gap)
@@ -408,8 +411,12 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
     struct piece piece;
     int64_t got;
     pieces_begin(&pieces, copy->target, slice, cursor->done);
-    if (copy->scan)
-        fastdump_scan_go_on(copy->scan, slice->address + cursor->done, slice->region);
+    if (copy->scan) {
+        bool follows =
+            fastdump_scan_go_on(copy->scan, slice->address + cursor->done, slice->region);
+        if (!follows && cursor->done == 0 && slice->flags & FASTDUMP_ZEROS_BEFORE)
+            fastdump_scan_zeros(copy->scan, slice->address - ZEROS, ZEROS);
+    }
     while ((got = pieces_next(&pieces, copy->target, &piece)) > 0) {
         /* A piece is taken a buffer at a time, so that its gaps always fit. */
         uint64_t stop = piece.end;
@@ -436,6 +443,16 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
         }
     }
     return got < 0 ? got : 1;
+}
+
+/* Known zeros behind a slice end its strings, and may be a part of the last character. */
+static int64_t zeros_behind(struct copy *copy, const struct fastdump_slice *slice) {
+    int64_t error = flush(copy);
+    if (error)
+        return error;
+    if (copy->scan->begun && copy->scan->next == slice->address + slice->length)
+        fastdump_scan_zeros(copy->scan, copy->scan->next, ZEROS);
+    return 1;
 }
 
 /* As far as strings go on. */
@@ -467,6 +484,8 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
         if (got == 0)
             got = slice->flags & FASTDUMP_TAIL ? copy_tail(copy, slice) : copy_slice(copy, slice);
         copy->tally = tally;
+        if (got > 0 && copy->scan && slice->flags & FASTDUMP_ZEROS_BEHIND)
+            got = zeros_behind(copy, slice);
         if (got <= 0)
             return got;
     }

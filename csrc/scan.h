@@ -35,8 +35,8 @@ void fastdump_scan_zeros(struct fastdump_scan *scan, uint64_t address, uint64_t 
 /* The end of a region, or a gap: all runs end. */
 void fastdump_scan_end(struct fastdump_scan *scan);
 
-/* Another slice: what lies before it ends the runs, unless it follows. */
-void fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t region);
+/* Another slice: all runs end, unless it follows what came last. Returns whether it does. */
+bool fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t region);
 
 /* Whether the output, the records or the giants may not have room for two buffers more. */
 bool fastdump_scan_full(const struct fastdump_scan *scan);

@@ -397,17 +397,15 @@ void fastdump_scan_begin(struct fastdump_scan *scan) {
     scan->hex_high = UINT64_MAX; /* none */
 }
 
-void fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t region) {
-    if (scan->begun && region == scan->region && address >= scan->next) {
-        if (address > scan->next)
-            fastdump_scan_zeros(scan, scan->next, address - scan->next);
-        return;
-    }
+bool fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t region) {
+    if (scan->begun && region == scan->region && address == scan->next)
+        return true;
     fastdump_scan_end(scan);
     scan->begun = 1;
     scan->kept = 0;
     scan->region = region;
     scan->next = address;
+    return false;
 }
 
 uint64_t fastdump_scan_records(const struct fastdump_scan *scan) {

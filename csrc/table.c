@@ -198,6 +198,8 @@ static void enter(struct fastdump_table *table, const struct fastdump_tallied *f
         entry_of(table, found->key, found->address, text, found->text_length);
     entry->bytes += found->bytes;
     entry->count += found->count;
+    if (found->address < entry->address)
+        entry->address = found->address;
     for (int i = 0; i < 4 && found->regions[i]; i++)
         add_region(entry, found->regions[i] - 1);
     entry->more |= found->more;
@@ -267,9 +269,13 @@ void fastdump_table_add_key(struct fastdump_table *table, uint64_t key, uint64_t
 }
 
 void fastdump_table_merge(struct fastdump_table *table, const struct fastdump_table *from) {
-    for (uint64_t i = 0; i < from->capacity; i++)
-        if (from->entries[i].count)
-            enter(table, &from->entries[i], from->texts + i * TEXT);
+    /* In strides: in the order of their places, the first ones would pile up at the first places.
+     */
+    for (uint64_t i = 0; i < from->capacity; i++) {
+        uint64_t at = i * 0x9e3779b1u & (from->capacity - 1);
+        if (from->entries[at].count)
+            enter(table, &from->entries[at], from->texts + at * TEXT);
+    }
     table->evicted += from->evicted;
     table->error += from->error;
 }

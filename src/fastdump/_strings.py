@@ -51,6 +51,7 @@ _SLACK: int = lib.FASTDUMP_SLACK
 # A quarter of an L2 cache of 1 MiB: it holds this, where it is read from, and the lines.
 CHUNK_SIZE = 256 << 10
 _MOST_ROOM = 16 << 20
+MOST_LENGTH = 1 << 24
 _NO_LIMIT = 2**64 - 1
 
 
@@ -118,12 +119,23 @@ class Query:
         encodings: Keys of ENCODINGS.
         whitespace: All white space is printable: ``-w``.
         unicode: How UTF-8 is shown: a key of UNICODE.
+
+    Raises:
+        UsageError: There is no such encoding, or length.
     """
 
     min_length: int = 4
     encodings: tuple[str, ...] = ("s",)
     whitespace: bool = False
     unicode: str = "locale"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.encodings if name not in ENCODINGS]
+        if unknown or not 0 < len(self.encodings) <= lib.FASTDUMP_FINDERS:
+            names = ", ".join(unknown) or "none"
+            raise UsageError(f"encodings: {names}", f"there are {', '.join(ENCODINGS)}")
+        if not 1 <= self.min_length <= MOST_LENGTH:
+            raise UsageError(f"a string cannot have {self.min_length} characters")
 
 
 @dataclass(frozen=True)
@@ -308,8 +320,6 @@ class Scanner:
         scan.radix = form.radix
         scan.unicode = UNICODE[self.query.unicode]
         scan.finders = len(self.query.encodings)
-        if not 0 < scan.finders <= lib.FASTDUMP_FINDERS:
-            raise UsageError(f"{scan.finders} encodings at a time")
         whitespace, length = self.query.whitespace, self.query.min_length
         for i, name in enumerate(self.query.encodings):
             finder = scan.finder + i

@@ -12,11 +12,22 @@ import io
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump import _native
-from fastdump._native import AGAIN, PAGE_SIZE, PLAIN, TAIL, Copier, Gap, Memory, Slice
+from fastdump._native import (
+    AGAIN,
+    PAGE_SIZE,
+    PLAIN,
+    TAIL,
+    ZEROS_BEFORE,
+    ZEROS_BEHIND,
+    Copier,
+    Gap,
+    Memory,
+    Slice,
+)
 from fastdump._strings import HEAD, Found, Giant, Scanner
 from fastdump.errors import FastdumpError, SourceGone, UsageError
 from fastdump.labels import Kind, Label
@@ -104,14 +115,12 @@ class Place:
             done = 0
             while s.length - done > room:
                 cut = done + room
-                slices.append(s.part(done, room))
-                rest = s.part(cut, s.length - cut)
-                slices.append(rest._replace(flags=rest.flags | AGAIN | TAIL))
-                yield Piece(slices, start, rest.address)
-                before = s.part(cut - PAGE_SIZE, PAGE_SIZE)
-                slices = [before._replace(flags=before.flags | AGAIN)]
-                start, done, room = rest.address, cut, next(sizes)
-            slices.append(s.part(done, s.length - done))
+                slices.append(_cut(s, done, cut))
+                slices.append(_cut(s, cut, s.length, AGAIN | TAIL))
+                yield Piece(slices, start, s.address + cut)
+                slices = [_cut(s, cut - PAGE_SIZE, cut, AGAIN)]
+                start, done, room = s.address + cut, cut, next(sizes)
+            slices.append(_cut(s, done, s.length))
             room -= s.length - done
             if room <= 0:
                 yield Piece(slices, start, _NO_LIMIT)
@@ -156,6 +165,47 @@ class Place:
         return start, b"".join(map(bytes, self.read(copier, start, end - start)))
 
 
+def _cut(s: Slice, start: int, end: int, flags: int = 0) -> Slice:
+    """A part of a slice: what lies before and behind it holds for its ends only."""
+    flags |= s.flags
+    if start > 0:
+        flags &= ~ZEROS_BEFORE
+    if end < s.length:
+        flags &= ~ZEROS_BEHIND
+    return s.part(start, end - start)._replace(flags=flags)
+
+
+def _with_zeros(runs: Sequence[Slice], whole: Slice, gaps: Container[int]) -> Iterator[Slice]:
+    """The *runs* of data of a slice, told what lies around them: zeros, unless it is a gap.
+
+    Args:
+        gaps: Addresses at which one begins or ends.
+    """
+    for run in runs:
+        end, flags = run.address + run.length, run.flags
+        if run.address > whole.address and run.address not in gaps:
+            flags |= ZEROS_BEFORE
+        if end < whole.address + whole.length and end not in gaps:
+            flags |= ZEROS_BEHIND
+        yield run._replace(flags=flags)
+
+
+def _joined(slices: Iterable[Slice]) -> list[Slice]:
+    """Slices of a region that touch as one."""
+    around = ZEROS_BEFORE | ZEROS_BEHIND
+    found: list[Slice] = []
+    for s in slices:
+        last = found[-1] if found else None
+        if last and s == last.part(last.length, s.length)._replace(
+            flags=last.flags & ~around | s.flags & around
+        ):
+            flags = last.flags & ~ZEROS_BEHIND | s.flags & ZEROS_BEHIND
+            found[-1] = last._replace(length=last.length + s.length, flags=flags)
+        else:
+            found.append(s)
+    return found
+
+
 def place_of(survey: Survey) -> Place:
     """What a survey selected of a live process.
 
@@ -168,6 +218,19 @@ def place_of(survey: Survey) -> Place:
     except _native.MemoryGone:
         raise survey.process.gone() from None
     name = str(survey.process.pid)
+    edges = {edge for gap in survey.gaps for edge in (gap.start, gap.end)}
+    runs = [
+        _joined(
+            run
+            for whole in slices
+            for run in _with_zeros(
+                [r for r in found if whole.address <= r.address < whole.address + whole.length],
+                whole,
+                edges,
+            )
+        )
+        for slices, found in zip(survey.slices, runs, strict=True)
+    ]
     return Place(name, survey.process.memory, survey.regions, survey.labels, runs, survey)
 
 
@@ -176,26 +239,23 @@ def place_of_file(path: str, fd: int) -> Place:
     found = os.fstat(fd)
     dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
     region = Region(0, found.st_size, "r--s", 0, dev, found.st_ino, path)
-    slices = [
-        Slice(start, end - start, start, PLAIN, fd, start)
-        for start, end in _data_of(fd, found.st_size)
-    ]
+    whole = Slice(0, found.st_size, 0, PLAIN, fd, 0)
+    runs = [whole.part(start, end - start) for start, end in _data_of(fd, found.st_size)]
+    slices = list(_with_zeros(runs, whole, ()))
     return Place(path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices])
 
 
 def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file holds data; lseek(2), SEEK_DATA. Its last page, even if it is a hole."""
-    last = max(size - 1, 0) // PAGE_SIZE * PAGE_SIZE
+    """Where a file holds data, in whole pages but for its end; lseek(2), SEEK_DATA."""
     at = 0
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA) // PAGE_SIZE * PAGE_SIZE
             end = -(-os.lseek(fd, start, os.SEEK_HOLE) // PAGE_SIZE) * PAGE_SIZE
         except OSError as error:
-            if error.errno != errno.ENXIO:  # not even seekable: read it all
-                start, end = at, size
-            else:
-                start, end = max(last, at), size
+            if error.errno == errno.ENXIO:  # a hole to the end
+                return
+            start, end = at, size  # a file system that cannot tell
         yield max(start, at), min(end, size)
         at = max(end, at + 1)
 

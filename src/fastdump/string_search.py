@@ -160,8 +160,10 @@ def _whole_utf8(block: bytes) -> int:
 
 
 def read_giant(place: Place, giant: Giant, copier: Copier, form: Form, unicode: str) -> Found:
-    """A giant as any other string, but at most its first WHOLE_MOST bytes."""
+    """A giant as any other string, but at most its first WHOLE_MOST bytes; of a pipe the last."""
     part = giant._replace(length=min(giant.length, WHOLE_MOST))
+    if isinstance(place, Stream):
+        part = part._replace(address=giant.address + giant.length - part.length)
     head = form.prefix + address_text(giant.address, form.radix)
     text = b"".join(giant_text(place, part, copier, unicode))
     line = head + text + form.separator

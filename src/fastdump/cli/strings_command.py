@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastdump._strings import Query
+from fastdump._strings import MOST_LENGTH, Query
 from fastdump.cli.options import (
     OrderedCommand,
     complain,
@@ -39,7 +39,7 @@ _UNICODE = {
     "i": "invalid",
 }
 _COUNT = re.compile(r"-[0-9]+")
-_MOST_LENGTH = 1 << 24
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+", re.ASCII)
 _WANTED: tuple[str, ...] = (
     "separator",
     "with_name",
@@ -64,15 +64,13 @@ class _StringsCommand(OrderedCommand):
 def _length(ctx: click.Context, param: click.Parameter, value: str) -> int:
     """As strtoul(3) with base 0: ``0x10`` and ``010`` are numbers too."""
     text = value.lower()
+    base = 16 if text.startswith("0x") else 8 if text.startswith("0") else 10
     try:
-        if text.startswith("0x"):
-            number = int(text, 16)
-        else:
-            number = int(text, 8 if text.startswith("0") and text != "0" else 10)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a number") from None
-    if not 1 <= number <= _MOST_LENGTH:
-        raise click.BadParameter(f"1 to {_MOST_LENGTH}")
+        number = int(text, base) if _NUMBER.fullmatch(text) else 0
+    except ValueError:  # 08
+        number = 0
+    if not 1 <= number <= MOST_LENGTH:
+        raise click.BadParameter(f"{value!r} is no number from 1 to {MOST_LENGTH}")
     return number
 
 
@@ -278,8 +276,8 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
         return
     fd = os.dup(0) if source == "-" else open_file(source)
     found = os.fstat(fd)
-    # The files of /proc and /sys say that they are empty.
-    if stat.S_ISREG(found.st_mode) and found.st_size:
+    # The files of /proc and /sys say that they are empty; standard input may begin anywhere.
+    if stat.S_ISREG(found.st_mode) and found.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
         with contextlib.closing(place_of_file(source, fd)) as place:
             yield place
         return

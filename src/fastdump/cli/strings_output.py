@@ -160,9 +160,10 @@ class Records(Output):
         def handle(found: Found | Giant) -> None:
             if isinstance(found, Giant):
                 if found.length > string_search.WHOLE_MOST:
+                    part = "last" if isinstance(place, Stream) else "first"
                     click.echo(
                         f"fastdump: the string at {found.address:#x} is {size(found.length)} long: "
-                        f"only its first {size(string_search.WHOLE_MOST)} are taken",
+                        f"only its {part} {size(string_search.WHOLE_MOST)} are taken",
                         err=True,
                     )
                 unicode = self.wanted.query.unicode
@@ -226,7 +227,7 @@ class Filter:
     """--contains and --match."""
 
     # What looks at more than the characters that it matches must be given one string at a time.
-    _LOOKS_AROUND = re.compile(r"(?<!\[)\^|\$|\\[AZB]|\(\?(?!:)")
+    _LOOKS_AROUND = re.compile(r"(?<!\[)\^|\$|\\[AZBb]|\(\?(?!:)")
 
     def __init__(self, wanted: Wanted) -> None:
         self._fold = wanted.ignore_case
