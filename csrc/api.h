@@ -312,9 +312,7 @@ struct fastdump_scan {
     uint64_t region;
     uint64_t kept; /* bytes before next that the buffer still has */
     int32_t begun;
-    uint32_t hex_length; /* of the address that was printed last, all but 4 digits */
-    uint64_t hex_high;
-    unsigned char hex[24];
+    int32_t reserved;
     uint64_t giants;
     struct fastdump_giant giant[FASTDUMP_GIANTS];
     struct fastdump_finder finder[FASTDUMP_FINDERS];

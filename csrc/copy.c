@@ -248,12 +248,12 @@ static int64_t flush(struct copy *copy) {
     copy->filled = 0;
     if ((copy->output < 0 && !copy->scan) || filled == 0)
         return 0;
-    if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
-        return -ESRCH;
     if (copy->scan) { /* only the end of a plain file is no whole block */
         fastdump_scan_chunk(copy->scan, copy->offset, filled, filled % 64 != 0);
         return 0;
     }
+    if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
+        return -ESRCH;
     uint64_t begun = now_ns();
     int64_t error = fastdump_write(copy->output, copy->buffer, filled, copy->offset, copy->hole,
                                    copy->target->page_size, &copy->tally->written);
@@ -425,7 +425,10 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
             bool full = copy->output != FASTDUMP_KEEP && copy->gap_capacity - cursor->gaps < least;
             if (full || (copy->scan && fastdump_scan_full(copy->scan))) {
                 int64_t error = flush(copy);
-                return error ? error : 0;
+                /* What a scan has found leaves it now: until here it does no harm. */
+                if (!error && copy->scan && !fastdump_alive(copy->target))
+                    error = -ESRCH;
+                return error;
             }
             uint64_t step = step_of(copy, slice);
             if (step == 0)

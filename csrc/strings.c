@@ -105,18 +105,24 @@ static unsigned char *put_number(unsigned char *to, uint64_t number, uint32_t ra
     return to + length + 1;
 }
 
-/* The same in hexadecimal; all but the last 4 digits are kept from one address to the next. */
-static inline unsigned char *put_hex(struct fastdump_scan *scan, unsigned char *to,
-                                     uint64_t address) {
+/* All but the last 4 digits of an address, kept from one to the next: in registers. */
+struct hex {
+    uint64_t high;
+    uint64_t length;
+    unsigned char text[24];
+};
+
+/* The same in hexadecimal. */
+static inline unsigned char *put_hex(unsigned char *to, uint64_t address, struct hex *known) {
     uint64_t high = address >> 16;
-    if (high != scan->hex_high) {
+    if (high != known->high) {
         if (high == 0)
             return put_number(to, address, 16);
-        scan->hex_high = high;
-        scan->hex_length = (uint32_t)(put_number(scan->hex, address, 16) - scan->hex) - 5;
+        known->high = high;
+        known->length = (uint64_t)(put_number(known->text, address, 16) - known->text) - 5;
     }
-    memcpy(to, scan->hex, 16);
-    to += scan->hex_length;
+    memcpy(to, known->text, 16);
+    to += known->length;
     uint32_t low = (uint32_t)(address & 0xffff);
     uint32_t bytes = low >> 8 | (low & 0xff) << 16; /* the first digit lowest, in memory first */
     uint32_t nibbles = (bytes >> 4 & 0x000f000f) | (bytes & 0x000f000f) << 8;
@@ -167,9 +173,7 @@ static inline void take(struct fastdump_scan *scan, const struct fastdump_finder
     }
     if (scan->prefix_length)
         to = copy_text(to, scan->prefix, scan->prefix_length);
-    if (scan->radix == 16)
-        to = put_hex(scan, to, address);
-    else if (scan->radix)
+    if (scan->radix)
         to = put_number(to, address, (uint32_t)scan->radix);
     unsigned char *text = to, *end = put_text(to, from, length, finder->encoding, scan->unicode);
     if (scan->separator_length == 1)
@@ -236,7 +240,7 @@ static inline void take_edge(struct fastdump_scan *scan, struct fastdump_finder 
  * written could be anything's, so that take() must fetch all of *scan again for each).
  */
 static void take_plain(struct fastdump_scan *scan, const struct fastdump_finder *finder,
-                       const uint32_t *edges, uint64_t count) {
+                       uint64_t origin, const uint32_t *edges, uint64_t count) {
     const unsigned char *start = scan->buffer - finder->start_delta;
     const unsigned char *end = scan->buffer - finder->end_delta;
     uint64_t bytes = 0;
@@ -246,10 +250,15 @@ static void take_plain(struct fastdump_scan *scan, const struct fastdump_finder 
         bytes += count / 2 * (finder->start_delta - finder->end_delta);
     } else {
         unsigned char *to = scan->out + scan->filled, separator = *scan->separator;
+        bool hex = scan->radix == 16;
+        struct hex known = {.high = UINT64_MAX};
+        origin -= finder->start_delta;
         for (uint64_t i = 0; i < count; i += 2) {
             const unsigned char *from = start + edges[i];
             uint64_t length = (uint64_t)(end + edges[i + 1] - from);
             bytes += length;
+            if (hex)
+                to = put_hex(to, origin + edges[i], &known);
             to = copy_text(to, from, length);
             *to++ = separator;
         }
@@ -262,9 +271,11 @@ static void take_plain(struct fastdump_scan *scan, const struct fastdump_finder 
 static bool is_plain(const struct fastdump_scan *scan, const struct fastdump_finder *finder) {
     if (finder->min_length != finder->filter || finder->encoding == FASTDUMP_UTF8)
         return false;
-    return scan->mode == FASTDUMP_COUNT_STRINGS ||
-           (scan->mode == FASTDUMP_LINES && !scan->records && !scan->radix && finder->width == 1 &&
-            !scan->prefix_length && scan->separator_length == 1);
+    if (scan->mode == FASTDUMP_COUNT_STRINGS)
+        return true;
+    return scan->mode == FASTDUMP_LINES && !scan->records && finder->width == 1 &&
+           (!scan->radix || scan->radix == 16) && !scan->prefix_length &&
+           scan->separator_length == 1;
 }
 
 /* One encoding: its edges are its strings' in their order. */
@@ -285,7 +296,7 @@ static void scan_one(struct fastdump_scan *scan, uint64_t origin, uint64_t lengt
                 take_edge(scan, finder, origin, scan->edges[i++]);
             if (plain) {
                 uint64_t whole = (count - i) & ~1ull;
-                take_plain(scan, finder, scan->edges + i, whole);
+                take_plain(scan, finder, origin, scan->edges + i, whole);
                 i += whole;
             }
             for (; i + 1 < count; i += 2) {
@@ -394,7 +405,6 @@ void fastdump_scan_begin(struct fastdump_scan *scan) {
     }
     scan->begun = 0;
     scan->kept = 0;
-    scan->hex_high = UINT64_MAX; /* none */
 }
 
 bool fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t region) {
