@@ -138,8 +138,7 @@ class Query:
             raise UsageError(f"a string cannot have {self.min_length} characters")
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """What a line looks like: prefix, address in *radix* (0: none), text, separator."""
 
     radix: int = 0
@@ -156,7 +155,7 @@ class Giant(NamedTuple):
     encoding: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Found:
     """Strings in a row: their lines, valid until the next step, and ``count`` records."""
 
@@ -287,7 +286,7 @@ def _cast(kind: str, buffer: Buffer) -> Any:
     return ffi.cast(kind, buffer.address)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Scanner:
     """One thread's way to find strings: its buffers, and what it has found and read.
 

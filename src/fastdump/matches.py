@@ -23,11 +23,9 @@ from fastdump._strings import (
 )
 from fastdump.labels import Label
 from fastdump.place import Place, open_file, place_of, place_of_file
-from fastdump.process import LiveProcess
 from fastdump.region import Region
 from fastdump.selection import Preset, Rule
 from fastdump.string_search import LEAST_PIECE, read_giant
-from fastdump.survey import Survey
 
 
 class Match(NamedTuple):
@@ -118,6 +116,10 @@ def opened(
     if isinstance(source, Place):
         yield source
     elif isinstance(source, int):
+        # What a file does without: some milliseconds.
+        from fastdump.process import LiveProcess
+        from fastdump.survey import Survey
+
         with LiveProcess(source) as process:
             survey = Survey(process, preset, rules, with_libraries=with_libraries, swap=swap)
             with contextlib.closing(place_of(survey)) as place:

@@ -13,7 +13,7 @@ import itertools
 import os
 import stat
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastdump import _native
 from fastdump._native import (
@@ -32,7 +32,9 @@ from fastdump._strings import HEAD, Found, Giant, Scanner
 from fastdump.errors import FastdumpError, SourceGone, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Region
-from fastdump.survey import Survey
+
+if TYPE_CHECKING:
+    from fastdump.survey import Survey
 
 # As in a core: shorter absent runs are looked at in passing (in the page tables, not in memory).
 _MIN_GAP = 256 << 10

@@ -15,7 +15,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from fastdump import _native
@@ -205,8 +204,8 @@ class LiveProcess:
 
     def auxv(self) -> bytes:
         """The auxiliary vector, see getauxval(3)."""
-        with self._or_gone():
-            return Path(f"{self._proc}/auxv").read_bytes()
+        with self._or_gone(), open(f"{self._proc}/auxv", "rb") as file:
+            return file.read()
 
     def growth(self) -> Growth:
         """What the target costs its host now."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fastdump.errors import FastdumpError
 from fastdump.selection import Preset, Rule
-from fastdump.survey import Survey
 from fastdump.text import printable, size
+
+if TYPE_CHECKING:
+    from fastdump.survey import Survey
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RULES = "fastdump.rules"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import json
 import os
 import re
 import sys
@@ -204,6 +203,8 @@ class Records(Output):
         return True
 
     def _json(self, place: Place, row: Row, lines: bytes) -> str:
+        import json  # 3 ms, for those who ask for it
+
         region, encoding = place.regions[row.region], ENCODING_NAMES[row.encoding]
         found = {
             "address": f"{row.address:#x}",
@@ -299,6 +300,8 @@ class TopList(Output):
         searched = found.report.tally.read + found.report.tally.file
         rows = [self._row(place, row, searched) for row in found.rows]
         if wanted.as_json:
+            import json
+
             for row in rows:
                 click.echo(json.dumps({**row, "low_by_at_most": found.error}))
             return found.report
