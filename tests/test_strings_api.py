@@ -403,3 +403,13 @@ def test_the_disk_is_full(path: Path, tmp_path: Path, size: int) -> None:
         assert os.listdir(folder) == []
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20], ids=["empty", "hole"])
+def test_a_file_without_data_is_closed(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "none"
+    with path.open("wb") as file:
+        file.truncate(size)
+    before = os.listdir("/proc/self/fd")
+    assert list(fastdump.strings(path)) == []
+    assert os.listdir("/proc/self/fd") == before

@@ -63,6 +63,9 @@ class Place:
         name: As the user called it.
         selected: Bytes that were asked for.
         survey: Of the process; None of a file.
+
+    Args:
+        file: Descriptor of a file that it owns: it may have no slice (empty, or all a hole).
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class Place:
         labels: Sequence[Label],
         runs: Sequence[Sequence[Slice]],
         survey: Survey | None = None,
+        file: int = -1,
     ) -> None:
         self.name, self.memory, self.survey = name, memory, survey
+        self._file = file
         self.regions, self.labels = regions, labels
         self.slices = [
             s._replace(offset=s.address, region=number)
@@ -85,12 +90,12 @@ class Place:
         self.selected = survey.selected if survey else sum(s.length for s in self.slices)
 
     def close(self) -> None:
-        """Close the files that it opened; the process is its owner's."""
+        """Close the files that it owns; the process is its owner's."""
         if self.survey:
             self.survey.close()
-        else:
-            for fd in {s.file for s in self.slices}:
-                os.close(fd)
+        if self._file >= 0:
+            fd, self._file = self._file, -1
+            os.close(fd)
 
     def check(self) -> None:
         """Raise SourceGone if what was read may not have been the target."""
@@ -244,7 +249,7 @@ def place_of_file(path: str, fd: int) -> Place:
     whole = Slice(0, found.st_size, 0, PLAIN, fd, 0)
     runs = [whole.part(start, end - start) for start, end in _data_of(fd, found.st_size)]
     slices = list(_with_zeros(runs, whole, ()))
-    return Place(path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices])
+    return Place(path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices], file=fd)
 
 
 def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -296,7 +301,7 @@ class Stream(Place):
     def __init__(self, name: str, most: int, file: io.RawIOBase) -> None:
         region = Region(0, _NO_LIMIT, "r--s", 0, "00:00", 0, name)
         super().__init__(name, Memory.of_files(), [region], [Label(Kind.FILE)], [])
-        self._most, self._file = most, file
+        self._most, self._pipe = most, file
         self._view = memoryview(b"")
         self._start = 0  # of the view
         self._held = bytearray()  # what lies before the view
@@ -307,7 +312,7 @@ class Stream(Place):
         buffer = memoryview(bytearray(_STREAM_SIZE))
         while True:
             filled = 0
-            while filled < len(buffer) and (count := self._file.readinto(buffer[filled:])):
+            while filled < len(buffer) and (count := self._pipe.readinto(buffer[filled:])):
                 filled += count
             self._view = buffer[:filled]
             last = filled < len(buffer)
