@@ -190,7 +190,7 @@ struct fastdump_finder {
     uint64_t history[8];  /* and what the kernel needs besides */
     int32_t open;         /* in a run, */
     int32_t owned;        /* which is this scan's, */
-    int32_t giant;        /* and longer than the buffer can keep: where_ret tells it */
+    int32_t giant;        /* and longer than the buffer can keep: see fastdump_giant */
     int32_t reserved;
     uint64_t start; /* address of the run */
     uint64_t key;   /* of a giant, in a table */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -55,15 +56,21 @@ MOST_LENGTH = 1 << 24
 _NO_LIMIT = 2**64 - 1
 
 
+def _numbers() -> dict[str, int]:
+    """The kernels that this CPU can run, the best first, by their numbers in the C table."""
+    names = itertools.takewhile(
+        lambda name: name != ffi.NULL, map(lib.fastdump_kernel_name, itertools.count())
+    )
+    return {
+        ffi.string(name).decode(): number
+        for number, name in enumerate(names)
+        if lib.fastdump_kernel_supported(number)
+    }
+
+
 def kernels() -> list[str]:
     """The kernels that this CPU can run, the best first."""
-    found = []
-    index = 0
-    while (name := lib.fastdump_kernel_name(index)) != ffi.NULL:
-        if lib.fastdump_kernel_supported(index):
-            found.append(ffi.string(name).decode())
-        index += 1
-    return found
+    return list(_numbers())
 
 
 def kernel_number(name: str) -> int:
@@ -72,14 +79,12 @@ def kernel_number(name: str) -> int:
     Raises:
         UsageError: There is none of that name, or this CPU cannot run it.
     """
-    index = 0
-    while (found := lib.fastdump_kernel_name(index)) != ffi.NULL:
-        if ffi.string(found).decode() == name and lib.fastdump_kernel_supported(index):
-            return index
-        index += 1
-    raise UsageError(
-        f"there is no kernel {name!r} for this CPU", f"kernels here: {', '.join(kernels())}"
-    )
+    numbers = _numbers()
+    if name not in numbers:
+        raise UsageError(
+            f"there is no kernel {name!r} for this CPU", f"kernels here: {', '.join(numbers)}"
+        )
+    return numbers[name]
 
 
 def default_kernel() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastdump import _native
 from fastdump._native import PAGE_SIZE, Copier, Gap, Tally
@@ -43,7 +43,6 @@ class StringsReport(Gaps):
     threads: int
     kernel: str
     swap_asked: bool = False
-    notes: list[str] = field(default_factory=list)
 
 
 def search(
@@ -112,7 +111,6 @@ def search(
         threads=len(scanners),
         kernel=scanners[0].kernel,
         swap_asked=bool(survey and survey.swap_asked),
-        notes=sorted({label.note for label in place.labels if label.note}) if survey else [],
     )
 
 
