@@ -128,19 +128,26 @@ class Floor:
     at_least: float | None
 
 
+def against_peers(
+    row: str, own: str, timings: dict[str, Timing], floors: Sequence[Floor]
+) -> Result:
+    """The first engine, called *own*, against each floor's peers."""
+    first = next(iter(timings.values()))
+    checks = []
+    for floor in floors:
+        ratio = speed_ratio(first, [timings[peer] for peer in floor.peers], floor.measure)
+        what = f"{own} against {' or '.join(floor.peers)}, {floor.measure}"
+        checks.append(Check(row, what, ratio, at_least=floor.at_least))
+    return Result(list(timings.values()), checks)
+
+
 def speed_row(
     name: str, medium: str, plan: Sequence[Engine], floors: Sequence[Floor], bench: Bench
 ) -> Result:
     """One target of the full size, several engines, fastdump first."""
     with bench.fill(bench.size) as subject:
         timings = interleave(bench, name, plan, {"full": subject}, getattr(bench, medium))
-    own = timings[plan[0].name]
-    checks = []
-    for floor in floors:
-        ratio = speed_ratio(own, [timings[peer] for peer in floor.peers], floor.measure)
-        what = f"fastdump against {' or '.join(floor.peers)}, {floor.measure}"
-        checks.append(Check(name, what, ratio, at_least=floor.at_least))
-    return Result(list(timings.values()), checks)
+    return against_peers(name, "fastdump", timings, floors)
 
 
 # --- speed --------------------------------------------------------------------------------------

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import engines
 from engines import Bench, Engine, Job, Sample, Subject, fastdump, run_command
-from rows import GIB, Check, Floor, Need, Result, fresh_folder, interleave, speed_ratio
+from rows import (
+    GIB,
+    Check,
+    Floor,
+    Need,
+    Result,
+    against_peers,
+    fresh_folder,
+    interleave,
+    speed_ratio,
+)
 from truth import WrongOutput
 
 IMAGE_SIZE = 128 << 20
@@ -158,13 +168,7 @@ def rated(
     """The first engine against peers, in few rounds."""
     bench = replace(bench, repeat=min(bench.repeat, ROUNDS))
     timings = interleave(bench, row, plan, {"full": subject}, bench.tmpfs)
-    own = timings[plan[0].name]
-    checks = []
-    for floor in floors:
-        ratio = speed_ratio(own, [timings[name] for name in floor.peers], floor.measure)
-        what = f"{own.engine} against {' or '.join(floor.peers)}, {floor.measure}"
-        checks.append(Check(row, what, ratio, at_least=floor.at_least))
-    return Result(list(timings.values()), checks)
+    return against_peers(row, plan[0].name, timings, floors)
 
 
 def live_row(kind: str, at_least: float, bench: Bench) -> Result:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from test_real import program
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,16 +29,6 @@ BUILDS = {
     "undefined": ("-O2", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
 }
 SAMPLE, LONG = 5_000, 100_000
-
-
-def program(name: str) -> str:
-    """The path of a program that CI must have."""
-    path = shutil.which(name)
-    if path:
-        return path
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed")
-    pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(scope="module", params=list(BUILDS))

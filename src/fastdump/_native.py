@@ -201,6 +201,13 @@ class Memory:
             min_gap *= 2
 
 
+def _take_gaps(cursor: Any, c_gaps: Any) -> list[Gap]:
+    """The gaps of a call; there is room for those of the next."""
+    gaps = [Gap(g.start, g.end, GAP_REASONS[g.reason], g.error) for g in c_gaps[0 : cursor.gaps]]
+    cursor.gaps = 0
+    return gaps
+
+
 def _c_slices(slices: Iterable[Slice], base: int = 0) -> Any:
     return ffi.new(
         "struct fastdump_slice[]",
@@ -278,10 +285,7 @@ class Copier:
             if cursor.output_error:
                 raise OutputError(cursor.output_error, os.strerror(cursor.output_error))
             done = _check(result)
-            for i in range(cursor.gaps):
-                gap = self._gaps[i]
-                self.gaps.append(Gap(gap.start, gap.end, GAP_REASONS[gap.reason], gap.error))
-            cursor.gaps = 0
+            self.gaps += _take_gaps(cursor, self._gaps)
         result_tally = _tally_of(tally)
         self.tally.add(result_tally)
         return result_tally

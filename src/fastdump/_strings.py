@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from fastdump._native import (
     _GAP_CAPACITY,
-    GAP_REASONS,
     Buffer,
     Gap,
     Memory,
@@ -19,6 +18,7 @@ from fastdump._native import (
     Tally,
     _c_slices,
     _check,
+    _take_gaps,
     _tally_of,
     aligned_buffer,
     ffi,
@@ -234,11 +234,6 @@ class Table:
         """No total is low by more than so many bytes."""
         return int(self._table.error)
 
-    @property
-    def used(self) -> int:
-        """Entries in use."""
-        return int(self._table.used)
-
     def settle(self) -> None:
         """Enter what waits; before the table is read."""
         lib.fastdump_table_settle(self._table)
@@ -394,10 +389,7 @@ class Scanner:
                     tally,
                 )
             )
-            for i in range(cursor.gaps):
-                gap = self._c_gaps[i]
-                self.gaps.append(Gap(gap.start, gap.end, GAP_REASONS[gap.reason], gap.error))
-            cursor.gaps = 0
+            self.gaps += _take_gaps(cursor, self._c_gaps)
             yield from self._take()
         self.tally.add(_tally_of(tally))
 

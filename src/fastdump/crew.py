@@ -6,6 +6,7 @@ whichever thread has the next one, so no thread is spent on waiting for the othe
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -13,6 +14,11 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
+
+
+def usual_threads() -> int:
+    """The CPUs that we may use, at most 16: memory bandwidth ends there at the latest."""
+    return min(len(os.sched_getaffinity(0)), 16)
 
 
 class Crew(Generic[Item, Result, State]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,8 @@ from typing import Any, Protocol
 
 from fastdump import _native
 from fastdump._native import Copier, Gap, Slice, Tally
-from fastdump.crew import Crew
-from fastdump.elfcore import MAX_RUNS, MIN_GAP, CoreFile, CoreStream
+from fastdump.crew import Crew, usual_threads
+from fastdump.elfcore import CoreFile, CoreStream
 from fastdump.errors import SourceGone, UsageError, output_failed
 from fastdump.gaps import Gaps, merged
 from fastdump.lz4core import Lz4Core
@@ -67,7 +66,7 @@ class Null:
     most_threads = None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
-        slices = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
+        slices = [s for found in survey.runs() for s in found]
         survey.count_all_but(slices)
         return pieces_of(slices, shares(survey.to_copy, threads))
 
@@ -178,12 +177,12 @@ def open_writer(
 
 
 def default_threads(format: str) -> int:
-    """The CPUs that we may use, at most 16: memory bandwidth ends there at the latest.
+    """The usual number, and one more for LZ4.
 
-    One more where frames are compressed: one of them waits for the disk, and with 2 CPUs LZ4 to a
-    disk is a quarter faster. At least two, so that one can read while one writes.
+    One of those that compress waits for the disk: with 2 CPUs LZ4 to a disk is a quarter faster.
+    At least two, so that one can read while one writes.
     """
-    threads = min(len(os.sched_getaffinity(0)), 16)
+    threads = usual_threads()
     return threads + 1 if "lz4" in format else max(threads, 2)
 
 

@@ -45,13 +45,6 @@ _NT_FASTDUMP_MANIFEST = 0x4644
 _NOTE_OWNER = "FASTDUMP"
 _SECTION_NAMES = b"\0.note.fastdump\0.shstrtab\0note0\0"
 
-# Absent runs this long get a PT_LOAD without bytes; shorter ones are zeros, which cost LZ4
-# 1 byte in 255 and a sparse file nothing.
-MIN_GAP = 256 << 10
-# Runs are joined further where a scattered target would need more: with a usual number of regions
-# the PT_LOADs then stay below PN_XNUM, which some readers do not know.
-MAX_RUNS = 16 << 10
-
 
 class Segment(NamedTuple):
     """One PT_LOAD; the fields are named as in the ELF specification."""
@@ -103,7 +96,7 @@ def lay_out(survey: Survey) -> CoreLayout:
     if machine is None:
         raise UsageError(f"no ELF core for {platform.machine()}", "use --format raw")
     process, regions = survey.process, survey.regions
-    runs = survey.runs(MIN_GAP, MAX_RUNS)
+    runs = survey.runs()
     plain: list[tuple[int, int, int, Slice | None]] = []  # p_flags, start, end, its bytes
     for region, found in zip(regions, runs, strict=True):
         flags = sum(

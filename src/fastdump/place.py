@@ -29,16 +29,13 @@ from fastdump._native import (
     Slice,
 )
 from fastdump._strings import HEAD, Found, Giant, Scanner
-from fastdump.errors import FastdumpError, SourceGone, UsageError
+from fastdump.errors import SourceGone, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Region
 
 if TYPE_CHECKING:
     from fastdump.survey import Survey
 
-# As in a core: shorter absent runs are looked at in passing (in the page tables, not in memory).
-_MIN_GAP = 256 << 10
-_MAX_RUNS = 16384
 _NO_LIMIT = 2**64 - 1
 _STREAM_SIZE = 1 << 20
 
@@ -220,7 +217,7 @@ def place_of(survey: Survey) -> Place:
         SourceGone: The target exited or called exec.
     """
     try:
-        runs = survey.runs(_MIN_GAP, _MAX_RUNS)
+        runs = survey.runs()
         survey.count_all_but(s for found in runs for s in found)
     except _native.MemoryGone:
         raise survey.process.gone() from None
@@ -276,18 +273,13 @@ def open_file(path: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise no_such(path, error) from None
+        raise UsageError(
+            f"cannot read {path}: {os.strerror(error.errno or 0)}", "name a pid or a file"
+        ) from None
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{path} is a folder", "name its files")
     return fd
-
-
-def no_such(path: str, error: OSError) -> FastdumpError:
-    """The error for a source that is neither a process nor a readable file."""
-    return UsageError(
-        f"cannot read {path}: {os.strerror(error.errno or 0)}", "name a pid or a file"
-    )
 
 
 class Stream(Place):

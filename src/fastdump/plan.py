@@ -10,7 +10,6 @@ from pathlib import Path
 
 from fastdump import _native
 from fastdump._native import Copier, Slice
-from fastdump.elfcore import MAX_RUNS, MIN_GAP
 from fastdump.lz4core import Compressor
 from fastdump.survey import Survey
 
@@ -62,7 +61,7 @@ def make_plan(survey: Survey, format: str, output: str, threads: int, level: int
 
 
 def _make_plan(survey: Survey, format: str, output: str, threads: int, level: int) -> Plan:
-    runs = [s for found in survey.runs(MIN_GAP, MAX_RUNS) for s in found]
+    runs = [s for found in survey.runs() for s in found]
     compressed = format in ("lz4", "raw-lz4")
     copier = Copier(survey.process.memory, _SAMPLE_SIZE)
     compressor = Compressor(level)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
-from fastdump.elfcore import MAX_RUNS, MIN_GAP
 from fastdump.lz4core import FRAME_SIZE, Compressor
 from fastdump.output import PartFolder
 from fastdump.stream import Block, Blocks, Stream, hole_size, one_at_a_time
@@ -55,7 +54,7 @@ class Raw:
         return self._emit if self._blocks else None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
-        runs = survey.runs(MIN_GAP, MAX_RUNS)
+        runs = survey.runs()
         survey.count_all_but(s for found in runs for s in found)
         sizes = shares(survey.to_copy, threads)
         return self._pieces(survey, runs, itertools.repeat(Blocks.size) if self._blocks else sizes)
@@ -139,7 +138,7 @@ class RawLz4:
         self._stream: Stream | None = None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
-        runs = survey.runs(MIN_GAP, MAX_RUNS)
+        runs = survey.runs()
         survey.count_all_but(s for found in runs for s in found)
         pid = survey.process.pid
         for region, found in zip(survey.regions, runs, strict=True):

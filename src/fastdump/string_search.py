@@ -6,7 +6,6 @@ written. Own memory stays the same whatever the size of the target, and of its s
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,6 @@ from fastdump.turns import Turns
 LEAST_PIECE, _MOST_PIECE = 4 << 20, 64 << 20
 # Of a string that was too long to be kept, so many bytes are shown where it must be in one piece.
 WHOLE_MOST = 64 << 20
-
-
-def default_threads() -> int:
-    """The CPUs that we may use, at most 16: memory bandwidth ends there at the latest."""
-    return min(len(os.sched_getaffinity(0)), 16)
 
 
 @dataclass

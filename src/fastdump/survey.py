@@ -23,6 +23,13 @@ from fastdump.selection import Choice, Part, Preset, Rule, select, slices_of
 _MOST_PIECE = 64 << 20
 _LEAST_PIECE = 4 << 20
 
+# Absent runs this long get a PT_LOAD without bytes; shorter ones are zeros, which cost LZ4
+# 1 byte in 255 and a sparse file nothing.
+_MIN_GAP = 256 << 10
+# Runs are joined further where a scattered target would need more: with a usual number of regions
+# the PT_LOADs then stay below PN_XNUM, which some readers do not know.
+_MAX_RUNS = 16 << 10
+
 
 class Survey:
     """What is to be read of *process*, and how.
@@ -121,14 +128,13 @@ class Survey:
             r.present for r, c in zip(self.residency, self.choices, strict=True) if c.included
         )
 
-    def runs(self, min_gap: int, limit: int) -> list[list[Slice]]:
+    def runs(self) -> list[list[Slice]]:
         """The slices that hold data, for each region, in address order.
 
-        Absent runs shorter than *min_gap* bytes are inside, and longer ones too where there
-        would be more than *limit* slices without.
+        Short absent runs are inside, and longer ones too where there would be too many slices.
         """
         flat = [s for slices in self.slices for s in slices]
-        runs = iter(self.process.memory.runs(flat, min_gap, limit))
+        runs = iter(self.process.memory.runs(flat, _MIN_GAP, _MAX_RUNS))
         run = next(runs, None)
         result = []
         for slices in self.slices:

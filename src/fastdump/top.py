@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastdump._strings import Query, Scanner, Table, Tallied, default_kernel
+from fastdump._strings import Query, Scanner, Table, Tallied
+from fastdump.crew import usual_threads
 from fastdump.place import Place
-from fastdump.string_search import StringsReport, default_threads, search
+from fastdump.string_search import StringsReport, search
 
 _TABLE_BYTES = 160 << 20
 _ENTRY_BYTES = 192  # of a table: a cache line, and 128 bytes of text
@@ -19,7 +20,6 @@ class Top:
 
     rows: list[Tallied]
     error: int
-    distinct: int
     report: StringsReport
 
 
@@ -31,7 +31,6 @@ def top(
     exact: bool = False,
     groups: Sequence[int] | None = None,
     threads: int | None = None,
-    kernel: str | None = None,
 ) -> Top:
     """The *count* strings that take the most bytes of a place.
 
@@ -39,12 +38,9 @@ def top(
         exact: Equal strings; else those that are alike but for numbers.
         groups: For each region the number of its group: rows are of one group each.
     """
-    threads = threads or default_threads()
+    threads = threads or usual_threads()
     capacity = 1 << ((_TABLE_BYTES // _ENTRY_BYTES // threads).bit_length() - 1)
-    scanners = [
-        Scanner(query, kernel=kernel or default_kernel(), table=Table(capacity, exact, groups))
-        for _ in range(threads)
-    ]
+    scanners = [Scanner(query, table=Table(capacity, exact, groups)) for _ in range(threads)]
     report = search(place, scanners)
     tables = [scanner.table for scanner in scanners if scanner.table]
     first = tables[0]
@@ -52,4 +48,4 @@ def top(
         table.settle()
     for table in tables[1:]:
         first.merge(table)
-    return Top(first.top(count), first.error, first.used, report)
+    return Top(first.top(count), first.error, report)

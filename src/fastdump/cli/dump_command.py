@@ -16,6 +16,7 @@ from fastdump.cli.options import (
     preset_of,
     rules_of,
     selection_options,
+    swap_option,
     warn_swapped,
 )
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
@@ -53,12 +54,7 @@ def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
     "null: read only, to measure.",
 )
 @selection_options
-@click.option(
-    "--swap/--no-swap",
-    default=None,
-    help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
-    "[default: read it while the host and the target's cgroup have room]",
-)
+@swap_option
 @click.option(
     "--level",
     default=1,

@@ -65,6 +65,14 @@ def selection_options(command: Command) -> Command:
     return command
 
 
+swap_option = click.option(
+    "--swap/--no-swap",
+    default=None,
+    help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
+    "[default: read it while the host and the target's cgroup have room]",
+)
+
+
 def complain(error: FastdumpError) -> None:
     """Say what happened and what to try, on two lines."""
     click.echo(f"fastdump: {printable(str(error))}", err=True)

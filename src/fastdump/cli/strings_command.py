@@ -19,6 +19,7 @@ from fastdump.cli.options import (
     preset_of,
     rules_of,
     selection_options,
+    swap_option,
     warn_swapped,
 )
 from fastdump.cli.strings_output import Wanted, open_output
@@ -172,12 +173,7 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @selection_options
-@click.option(
-    "--swap/--no-swap",
-    default=None,
-    help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
-    "[default: read it while the host and the target's cgroup have room]",
-)
+@swap_option
 @click.option(
     "--threads",
     type=click.IntRange(1, 256),

@@ -28,6 +28,7 @@ from fastdump._strings import (
     rows_of,
 )
 from fastdump.cli.table import print_table
+from fastdump.crew import usual_threads
 from fastdump.errors import UsageError
 from fastdump.hexdump import hexdump
 from fastdump.matches import decode
@@ -98,7 +99,7 @@ class Output:
         threads = 1 if isinstance(place, Stream) else self.wanted.threads
         return [
             Scanner(self.wanted.query, form, with_records=with_records)
-            for _ in range(threads or string_search.default_threads())
+            for _ in range(threads or usual_threads())
         ]
 
 
@@ -151,9 +152,9 @@ class Records(Output):
     def search(self, place: Place) -> StringsReport:
         if self.wanted.context and isinstance(place, Stream):
             raise UsageError("a pipe cannot be read again for --context", "name a file")
-        plain_form = Form(separator=b"") if self._write_rows else Form()
-        bare = self.wanted.as_json or self._write_rows
-        form = plain_form if bare else self.wanted.form(place)
+        form = self.wanted.form(place)
+        if self.wanted.as_json or self._write_rows:  # Arrow wants the texts without a break
+            form = Form(separator=b"" if self._write_rows else b"\n")
         copier = Copier(place.memory)
 
         def handle(found: Found | Giant) -> None:
