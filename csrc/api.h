@@ -28,6 +28,8 @@ struct fastdump_target {
 #define FASTDUMP_TAIL 128         /* scan: read on only while a string is not at its end */
 #define FASTDUMP_ZEROS_BEFORE 256 /* scan: before it and */
 #define FASTDUMP_ZEROS_BEHIND 512 /* behind it the region has nothing but known zeros */
+#define FASTDUMP_OURS 1024        /* with PLAIN: file_offset is the address of its bytes here */
+#define FASTDUMP_MORE 2048        /* scan, of the last slice: the caller has others behind it */
 
 /* Addresses [address, address + length) and where their bytes go: offset in the output. */
 struct fastdump_slice {
@@ -310,7 +312,9 @@ struct fastdump_scan {
     uint64_t bytes;   /* and what they take of the memory */
     uint64_t next;    /* address behind the last byte scanned */
     uint64_t region;
-    uint64_t kept; /* bytes before next that the buffer still has */
+    const uint64_t *biases; /* for each region: added to addresses in lines; or NULL */
+    uint64_t bias;          /* that of the region */
+    uint64_t kept;          /* bytes before next that the buffer still has */
     int32_t begun;
     int32_t reserved;
     uint64_t giants;
@@ -330,7 +334,8 @@ uint64_t fastdump_scan_records(const struct fastdump_scan *scan);
  * What lies between two slices is unknown, but for the flags that say it is zeros.
  *
  * Returns 1 when all is done, 0 when the caller must take the output, the records, the giants or
- * the gaps first (and set their counts to 0), or -errno as fastdump_copy.
+ * the gaps first (and set their counts to 0), 2 when it must call again with the slices that
+ * follow (FASTDUMP_MORE) and a new cursor, or -errno as fastdump_copy.
  */
 int64_t fastdump_scan_slices(const struct fastdump_target *target,
                              const struct fastdump_slice *slices, uint64_t count,

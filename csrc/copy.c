@@ -324,6 +324,12 @@ static int64_t read_process(struct copy *copy, uint64_t address, uint64_t length
 
 static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, uint64_t address,
                          uint64_t length, unsigned char *at) {
+    if (slice->flags & FASTDUMP_OURS) {
+        uint64_t from = slice->file_offset + (address - slice->address);
+        memcpy(at, (const void *)(uintptr_t)from, length);
+        copy->tally->file += length;
+        return 0;
+    }
     while (length > 0) {
         off_t offset = (off_t)(slice->file_offset + (address - slice->address));
         ssize_t got = pread(slice->file, at, length, offset);
@@ -495,8 +501,12 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
     int64_t error = flush(copy);
     if (error)
         return error;
-    if (copy->scan)
+    if (copy->scan) {
+        uint32_t flags = count ? slices[count - 1].flags : 0;
+        if (flags & FASTDUMP_MORE && (!(flags & FASTDUMP_TAIL) || fastdump_scan_open(copy->scan)))
+            return 2;
         fastdump_scan_end(copy->scan);
+    }
     return fastdump_alive(copy->target) ? 1 : -ESRCH;
 }
 

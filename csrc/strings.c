@@ -174,7 +174,7 @@ static inline void take(struct fastdump_scan *scan, const struct fastdump_finder
     if (scan->prefix_length)
         to = copy_text(to, scan->prefix, scan->prefix_length);
     if (scan->radix)
-        to = put_number(to, address, (uint32_t)scan->radix);
+        to = put_number(to, address + scan->bias, (uint32_t)scan->radix);
     unsigned char *text = to, *end = put_text(to, from, length, finder->encoding, scan->unicode);
     if (scan->separator_length == 1)
         *end = *scan->separator;
@@ -252,7 +252,7 @@ static void take_plain(struct fastdump_scan *scan, const struct fastdump_finder 
         unsigned char *to = scan->out + scan->filled, separator = *scan->separator;
         bool hex = scan->radix == 16;
         struct hex known = {.high = UINT64_MAX};
-        origin -= finder->start_delta;
+        origin += scan->bias - finder->start_delta;
         for (uint64_t i = 0; i < count; i += 2) {
             const unsigned char *from = start + edges[i];
             uint64_t length = (uint64_t)(end + edges[i + 1] - from);
@@ -414,6 +414,7 @@ bool fastdump_scan_go_on(struct fastdump_scan *scan, uint64_t address, uint64_t 
     scan->begun = 1;
     scan->kept = 0;
     scan->region = region;
+    scan->bias = scan->biases ? scan->biases[region] : 0;
     scan->next = address;
     return false;
 }

@@ -22,6 +22,8 @@ AGAIN: int = lib.FASTDUMP_AGAIN
 TAIL: int = lib.FASTDUMP_TAIL
 ZEROS_BEFORE: int = lib.FASTDUMP_ZEROS_BEFORE
 ZEROS_BEHIND: int = lib.FASTDUMP_ZEROS_BEHIND
+OURS: int = lib.FASTDUMP_OURS
+MORE: int = lib.FASTDUMP_MORE
 
 GAP_REASONS: dict[int, str] = {
     lib.FASTDUMP_GAP_UNREADABLE: "unreadable",
@@ -334,6 +336,11 @@ def write_sparse(fd: int, buffer: Buffer, length: int, offset: int, hole: int) -
     result = lib.fastdump_write(fd, address, length, offset, hole, PAGE_SIZE, written)
     if result < 0:
         raise OutputError(-result, os.strerror(-result))
+
+
+def address_of(buffer: Any) -> int:
+    """Where a buffer lies; valid as long as somebody holds it."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
 
 
 def is_zero(buffer: Any) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastdump._native import (
     _GAP_CAPACITY,
+    MORE,
     Buffer,
     Gap,
     Memory,
@@ -144,11 +145,15 @@ class Query:
 
 
 class Form(NamedTuple):
-    """What a line looks like: prefix, address in *radix* (0: none), text, separator."""
+    """What a line looks like: prefix, address in *radix* (0: none), text, separator.
+
+    ``biases``: for each region, what is added to its addresses.
+    """
 
     radix: int = 0
     prefix: bytes = b""
     separator: bytes = b"\n"
+    biases: Sequence[int] | None = None
 
 
 class Giant(NamedTuple):
@@ -328,6 +333,10 @@ class Scanner:
         self._separator = ffi.new("unsigned char[]", form.separator + bytes(_SLACK))
         scan.prefix, scan.prefix_length = self._prefix, len(form.prefix)
         scan.separator, scan.separator_length = self._separator, len(form.separator)
+        self._biases = ffi.NULL
+        if form.biases:
+            self._biases = ffi.new("uint64_t[]", form.biases)
+        scan.biases = self._biases
         # What a chunk may become at the worst must fit: of long lines a chunk holds fewer.
         scan.size = self.chunk_size
         while lib.fastdump_scan_room(scan) > _MOST_ROOM and scan.size > 4096:
@@ -364,14 +373,36 @@ class Scanner:
         self._scan.own_start, self._scan.own_end = start, end
 
     def scan(
-        self, memory: Memory, slices: Sequence[Slice], start: int = 0, end: int = _NO_LIMIT
+        self,
+        memory: Memory,
+        batches: Iterable[Sequence[Slice] | Gap],
+        start: int = 0,
+        end: int = _NO_LIMIT,
     ) -> Iterator[Found | Giant]:
-        """Find the strings in *slices* that become long enough in ``[start, end)``.
+        """Find the strings that become long enough in ``[start, end)``.
+
+        Args:
+            batches: Slices, and what there is none of, in ascending order; each is done with
+                before the next is asked for, and those of a tail are only as far as needed.
 
         Raises:
             MemoryGone: The target exited or called exec.
         """
         self._begin(start, end)
+        for batch in batches:
+            if isinstance(batch, Gap):
+                self.gaps.append(batch)
+                self.tally.gap += batch.end - batch.start
+            elif not (yield from self._scan_batch(memory, batch)):
+                return
+        yield from self._scan_batch(memory, ())
+
+    def _scan_batch(
+        self, memory: Memory, slices: Sequence[Slice]
+    ) -> Generator[Found | Giant, None, bool]:
+        """Whether the slices that follow are wanted; without any, it is the end."""
+        if slices:
+            slices = [*slices[:-1], slices[-1]._replace(flags=slices[-1].flags | MORE)]
         c_slices = _c_slices(slices)
         cursor = ffi.new("struct fastdump_cursor *")
         tally = ffi.new("struct fastdump_tally *")
@@ -392,6 +423,7 @@ class Scanner:
             self.gaps += _take_gaps(cursor, self._c_gaps)
             yield from self._take()
         self.tally.add(_tally_of(tally))
+        return done == 2
 
     def feed(self, data: Any, address: int, last: bool) -> Iterator[Found | Giant]:
         """Find the strings in the bytes of a stream, those at *address* (0: it begins).

@@ -15,7 +15,7 @@ from fastdump.crew import Crew, usual_threads
 from fastdump.elfcore import CoreFile, CoreStream
 from fastdump.errors import SourceGone, UsageError, output_failed
 from fastdump.gaps import Gaps, merged
-from fastdump.lz4core import Lz4Core
+from fastdump.lz4core import Lz4Writer
 from fastdump.manifest import make_manifest, totals
 from fastdump.output import PartFile, PartFolder, StandardOutput
 from fastdump.process import Growth
@@ -160,7 +160,7 @@ def open_writer(
         return Null(), ""
     if output == "-":
         if format == "lz4":
-            return Lz4Core(StandardOutput(), level), STANDARD_OUTPUT
+            return Lz4Writer(StandardOutput(), level), STANDARD_OUTPUT
         if format == "core":
             return CoreStream(StandardOutput()), STANDARD_OUTPUT
         raise UsageError(
@@ -168,7 +168,7 @@ def open_writer(
         )
     path = Path(output)
     if format == "lz4":
-        return Lz4Core(PartFile(path, force), level), output
+        return Lz4Writer(PartFile(path, force), level), output
     if format == "core":
         return CoreFile(PartFile(path, force)), output
     if format == "raw":

@@ -20,6 +20,24 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
+from fastdump.elf import (
+    EM_AARCH64,
+    EM_X86_64,
+    ET_CORE,
+    NOTE_OWNER,
+    NT_AUXV,
+    NT_FASTDUMP_MANIFEST,
+    NT_FILE,
+    NT_PRPSINFO,
+    PF_R,
+    PF_W,
+    PF_X,
+    PN_XNUM,
+    PT_LOAD,
+    PT_NOTE,
+    SHT_NOTE,
+    Segment,
+)
 from fastdump.errors import UsageError
 from fastdump.output import Output, PartFile
 from fastdump.process import LiveProcess
@@ -33,27 +51,9 @@ _SHDR = struct.Struct("<IIQQQQIIQQ")
 _NHDR = struct.Struct("<III")
 _PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 
-_ET_CORE = 4
-_MACHINES = {"x86_64": 62, "aarch64": 183}
-_PT_LOAD, _PT_NOTE = 1, 4
-_PF_X, _PF_W, _PF_R = 1, 2, 4
-_PN_XNUM = 0xFFFF
-_SHT_NULL, _SHT_STRTAB, _SHT_NOTE = 0, 3, 7
-_NT_PRPSINFO, _NT_AUXV, _NT_FILE = 3, 6, 0x46494C45
-# Not 1: elfutils shows the type alone, and 1 is NT_PRSTATUS.
-_NT_FASTDUMP_MANIFEST = 0x4644
-_NOTE_OWNER = "FASTDUMP"
+_MACHINES = {"x86_64": EM_X86_64, "aarch64": EM_AARCH64}
+_SHT_NULL, _SHT_STRTAB = 0, 3
 _SECTION_NAMES = b"\0.note.fastdump\0.shstrtab\0note0\0"
-
-
-class Segment(NamedTuple):
-    """One PT_LOAD; the fields are named as in the ELF specification."""
-
-    p_flags: int
-    p_offset: int
-    p_vaddr: int
-    p_filesz: int
-    p_memsz: int
 
 
 class CoreLayout(NamedTuple):
@@ -72,22 +72,22 @@ class CoreLayout(NamedTuple):
     def tail(self, manifest: dict[str, object]) -> bytes:
         """What follows at ``end``: the section headers and the manifest."""
         desc = json.dumps(manifest, separators=(",", ":")).encode("ascii")
-        note = _note(_NOTE_OWNER, _NT_FASTDUMP_MANIFEST, desc)
+        note = _note(NOTE_OWNER, NT_FASTDUMP_MANIFEST, desc)
         names_at = self.end + 4 * _SHDR.size
         note_at = -(-(names_at + len(_SECTION_NAMES)) // 4) * 4
         # Section header 0 holds the number of program headers where e_phnum cannot.
         sections = _SHDR.pack(0, _SHT_NULL, 0, 0, 0, 0, 0, self._extended_phnum, 0, 0)
-        sections += _SHDR.pack(1, _SHT_NOTE, 0, 0, note_at, len(note), 0, 0, 4, 0)
+        sections += _SHDR.pack(1, SHT_NOTE, 0, 0, note_at, len(note), 0, 0, 4, 0)
         sections += _SHDR.pack(16, _SHT_STRTAB, 0, 0, names_at, len(_SECTION_NAMES), 0, 0, 1, 0)
         # PT_NOTE again, as gcore has it: eu-readelf -n looks at sections where there are any.
         notes_at = _EHDR.size + (self.segments + 1) * _PHDR.size
-        sections += _SHDR.pack(26, _SHT_NOTE, 0, 0, notes_at, self.notes_size, 0, 0, 4, 0)
+        sections += _SHDR.pack(26, SHT_NOTE, 0, 0, notes_at, self.notes_size, 0, 0, 4, 0)
         return sections + _SECTION_NAMES.ljust(note_at - names_at, b"\0") + note
 
     @property
     def _extended_phnum(self) -> int:
         count = self.segments + 1
-        return count if count >= _PN_XNUM else 0
+        return count if count >= PN_XNUM else 0
 
 
 def lay_out(survey: Survey) -> CoreLayout:
@@ -100,7 +100,7 @@ def lay_out(survey: Survey) -> CoreLayout:
     plain: list[tuple[int, int, int, Slice | None]] = []  # p_flags, start, end, its bytes
     for region, found in zip(regions, runs, strict=True):
         flags = sum(
-            flag for flag, letter in ((_PF_R, "r"), (_PF_W, "w"), (_PF_X, "x"))
+            flag for flag, letter in ((PF_R, "r"), (PF_W, "w"), (PF_X, "x"))
             if letter in region.perms
         )  # fmt: skip
         at = region.start
@@ -132,13 +132,13 @@ def _header(machine: int, segments: Sequence[Segment], notes: bytes, end: int) -
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     parts = [
         _EHDR.pack(
-            ident, _ET_CORE, machine, 1, 0, _EHDR.size, end, 0, _EHDR.size,
-            _PHDR.size, min(phnum, _PN_XNUM), _SHDR.size, 4, 2,
+            ident, ET_CORE, machine, 1, 0, _EHDR.size, end, 0, _EHDR.size,
+            _PHDR.size, min(phnum, PN_XNUM), _SHDR.size, 4, 2,
         ),
-        _PHDR.pack(_PT_NOTE, _PF_R, notes_at, 0, 0, len(notes), 0, 4),
+        _PHDR.pack(PT_NOTE, PF_R, notes_at, 0, 0, len(notes), 0, 4),
     ]  # fmt: skip
     parts += [
-        _PHDR.pack(_PT_LOAD, s.p_flags, s.p_offset, s.p_vaddr, 0, s.p_filesz, s.p_memsz, PAGE_SIZE)
+        _PHDR.pack(PT_LOAD, s.p_flags, s.p_offset, s.p_vaddr, 0, s.p_filesz, s.p_memsz, PAGE_SIZE)
         for s in segments
     ]
     return b"".join([*parts, notes])
@@ -153,9 +153,9 @@ def _note(owner: str, note_type: int, desc: bytes) -> bytes:
 def _notes(process: LiveProcess, regions: Sequence[Region]) -> bytes:
     return b"".join(
         (
-            _note("CORE", _NT_PRPSINFO, _prpsinfo(process)),
-            _note("CORE", _NT_AUXV, process.auxv()),
-            _note("CORE", _NT_FILE, _mapped_files(regions, process.exe)),
+            _note("CORE", NT_PRPSINFO, _prpsinfo(process)),
+            _note("CORE", NT_AUXV, process.auxv()),
+            _note("CORE", NT_FILE, _mapped_files(regions, process.exe)),
         )
     )
 

@@ -43,6 +43,12 @@ class NotPermitted(FastdumpError):
     exit_code = 5
 
 
+class CorruptDump(FastdumpError):
+    """The input is not what it should be: broken, cut off, or of a kind that cannot be read."""
+
+    exit_code = 6
+
+
 class OutputFailed(FastdumpError):
     """The output could not be written; nothing that looks whole is left."""
 
@@ -54,8 +60,8 @@ class FaultError(FastdumpError):
 
     exit_code = 3
 
-    def __init__(self, address: int, errno: int) -> None:
-        super().__init__(f"cannot read at {address:#x}: {os.strerror(errno)}")
+    def __init__(self, address: int, errno: int, reason: str = "") -> None:
+        super().__init__(f"cannot read at {address:#x}: {reason or os.strerror(errno)}")
         self.address = address
         self.errno = errno
 

@@ -9,8 +9,9 @@ hostile is labelled "file", with a note.
 from __future__ import annotations
 
 import bisect
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, BinaryIO, NamedTuple
 
@@ -77,9 +78,57 @@ _MAX_PROGRAM_HEADERS = 1024  # a linked file has about a dozen
 
 def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label]:
     """The label of each region, in the same order. Never fails for what a file holds."""
-    modules: dict[tuple[str, int], _Module | _NotAModule] = {}
-    stacks = _regions_of(process.thread_stack_pointers(), regions)
     executable = _file_id(f"/proc/{process.pid}/exe")
+    return _label_all(
+        regions,
+        process.thread_stack_pointers(),
+        lambda region: _inspect(process, region, regions, executable),
+    )
+
+
+def label_dumped(
+    regions: Sequence[Region],
+    stack_pointers: Sequence[int],
+    entry: int,
+    read: Callable[[int, int], bytes],
+) -> list[Label]:
+    """The label of each region of a core, whose modules are known by what memory has of them.
+
+    Args:
+        entry: An address in the executable (AT_ENTRY), 0 if it is not known.
+        read: Address and length → bytes, fewer or none where they are not in the core.
+    """
+    files: dict[tuple[str, int], list[Region]] = {}
+    for region in regions:
+        if region.has_file:
+            files.setdefault(region.file_key, []).append(region)
+
+    def inspect(region: Region) -> _Module | _NotAModule:
+        mapped = files[region.file_key]
+        executable = any(r.start <= entry < r.end for r in mapped)
+        header = b""
+        if mapped[0].offset == 0:
+            header = read(mapped[0].start, PAGE_SIZE)
+        if not header:  # left to the file: code is mapped executable
+            if executable or any(r.perms[2] == "x" for r in mapped):
+                return _Module((), executable, False)
+            return _NotAModule("its ELF header, if it has one, is not in the dump")
+        try:
+            loads = _load_segments(io.BytesIO(header), len(header))
+        except _NotAModule as note:
+            return note
+        return _Module(loads, executable, False)
+
+    return _label_all(regions, stack_pointers, inspect)
+
+
+def _label_all(
+    regions: Sequence[Region],
+    stack_pointers: Sequence[int],
+    inspect: Callable[[Region], _Module | _NotAModule],
+) -> list[Label]:
+    modules: dict[tuple[str, int], _Module | _NotAModule] = {}
+    stacks = _regions_of(stack_pointers, regions)
     labels: list[Label] = []
     tail: tuple[Range, Label] | None = None  # the .bss of the module seen last
     for index, region in enumerate(regions):
@@ -89,7 +138,7 @@ def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label
         elif label is None:
             found = modules.get(region.file_key)
             if found is None:
-                found = modules[region.file_key] = _inspect(process, region, regions, executable)
+                found = modules[region.file_key] = inspect(region)
             if isinstance(found, _Module):
                 kind = Kind.EXECUTABLE if found.executable else Kind.LIBRARY
                 label = Label(kind, region.path, lost=found.lost)
@@ -189,14 +238,14 @@ def _load_segments(file: BinaryIO, size: int) -> tuple[_LoadSegment, ...]:
     Not by its ELFFile, which reads section headers too: they are not mapped, cost a seek
     to the end of each file, and are one more thing that may be broken.
     """
-    if os.pread(file.fileno(), 4, 0) != b"\x7fELF":
+    ident = file.read(16)
+    if ident[:4] != b"\x7fELF":
         raise _NotAModule
     # 35 ms to import, and a target without a single ELF file is rare but possible.
     from elftools.common.utils import struct_parse
     from elftools.elf.structs import ELFStructs
 
     try:
-        ident = os.pread(file.fileno(), 16, 0)
         structs: Any = ELFStructs(little_endian=ident[5] == 1, elfclass=64 if ident[4] == 2 else 32)
         structs.create_basic_structs()
         structs.create_advanced_structs()

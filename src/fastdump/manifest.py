@@ -7,14 +7,23 @@ the same bytes; with SOURCE_DATE_EPOCH set, its time is that (reproducible-build
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import platform
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastdump import __version__
 from fastdump._native import PAGE_SIZE, Gap, Tally
-from fastdump.survey import Survey
+from fastdump.errors import CorruptDump
+from fastdump.labels import Kind, Label
+from fastdump.region import Range, Region
+from fastdump.selection import Choice, Part
+
+if TYPE_CHECKING:
+    from fastdump.survey import Survey
 
 SCHEMA = 1
 
@@ -63,6 +72,7 @@ def make_manifest(
                 "note": label.note,
                 "dumped": choice.part.value,
                 "reason": choice.reason,
+                **({"ranges": _ranges(choice)} if choice.ranges else {}),
             }
             for region, label, choice in zip(
                 survey.regions, survey.labels, survey.choices, strict=True
@@ -78,6 +88,89 @@ def make_manifest(
             for gap in gaps
         ],
     }
+
+
+def _ranges(choice: Choice) -> list[list[str]]:
+    return [[f"{start:#x}", f"{end:#x}"] for start, end in choice.ranges]
+
+
+class Recorded(NamedTuple):
+    """A region as a manifest has it.
+
+    ``whole``: the ranges of it that the dump covers: what it has no bytes of is zero there, or a
+    gap. ``files``: of a raw dump, with the ranges they hold.
+    """
+
+    region: Region
+    label: Label
+    whole: list[Range]
+    files: list[tuple[str, Range]]
+
+
+class Manifest(NamedTuple):
+    """What a manifest tells a reader; ``raw`` is all of it."""
+
+    regions: list[Recorded]
+    gaps: list[Gap]
+    raw: dict[str, Any]
+
+
+def read_manifest(text: bytes) -> Manifest:
+    """Parse and check a manifest: ranges in order, within their regions, below 2^64.
+
+    Raises:
+        CorruptDump: It is none, or of a later schema.
+    """
+    try:
+        raw = json.loads(text)
+        if raw["schema"] != SCHEMA:
+            raise CorruptDump(
+                f"the manifest has schema {raw['schema']!r}, and this fastdump knows {SCHEMA}",
+                "use the fastdump that wrote it, or a later one",
+            )
+        gaps = [
+            Gap(*_range(gap["start"], gap["end"]), str(gap["reason"]), int(gap["errno"]))
+            for gap in raw["gaps"]
+        ]
+        regions = [_recorded(region) for region in raw["regions"]]
+        _check_order([(r.region.start, r.region.end) for r in regions])
+        _check_order([gap[:2] for gap in gaps])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptDump(f"the manifest is broken: {type(error).__name__} {error}") from None
+    return Manifest(regions, gaps, raw)
+
+
+def _recorded(raw: dict[str, Any]) -> Recorded:
+    start, end = _range(raw["start"], raw["end"])
+    perms, path = raw["perms"], raw["path"]
+    if not (isinstance(perms, str) and isinstance(path, str) and len(perms) == 4):
+        raise ValueError("perms or path")
+    region = Region(start, end, perms, int(raw["offset"]), str(raw["dev"]), int(raw["inode"]), path)
+    label = Label(Kind(raw["label"]), str(raw["module"]), str(raw["note"]))
+    whole = []
+    if raw["dumped"] == Part.WHOLE.value:
+        whole = [_range(*pair) for pair in raw.get("ranges", [[raw["start"], raw["end"]]])]
+    files = [
+        (str(file["name"]), _range(file["start"], file["end"])) for file in raw.get("files", ())
+    ]
+    _check_order(whole)
+    for inside in [*whole, *(found for _, found in files)]:
+        if inside.start < start or inside.end > end:
+            raise ValueError("a range outside of its region")
+    return Recorded(region, label, whole, files)
+
+
+def _range(start: str, end: str) -> Range:
+    found = Range(int(start, 16), int(end, 16))
+    if not 0 <= found.start < found.end <= 1 << 64:
+        raise ValueError(f"no range: {start}-{end}")
+    return found
+
+
+def _check_order(ranges: Sequence[tuple[int, int]]) -> None:
+    for one, other in itertools.pairwise(ranges):
+        if other[0] < one[1]:
+            raise ValueError("ranges that overlap")
 
 
 def totals(survey: Survey, tally: Tally) -> dict[str, int]:

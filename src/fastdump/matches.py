@@ -22,9 +22,11 @@ from fastdump._strings import (
     raw_records,
 )
 from fastdump.labels import Label
-from fastdump.place import Place, open_file, place_of, place_of_file
+from fastdump.place import Place, WholeFile, open_file
 from fastdump.region import Region
 from fastdump.selection import Preset, Rule
+from fastdump.source import Source
+from fastdump.sources import attach, open_dump
 from fastdump.string_search import LEAST_PIECE, read_giant
 
 
@@ -101,37 +103,44 @@ def decode(text: bytes, encoding: str) -> str:
 
 @contextlib.contextmanager
 def opened(
-    source: int | str | os.PathLike[str] | Place,
+    source: int | str | os.PathLike[str] | Source | Place,
     *,
     rules: Sequence[Rule] = (),
     preset: Preset = Preset.DATA,
     with_libraries: bool = False,
     swap: bool | None = None,
 ) -> Iterator[Place]:
-    """A place to search: a pid, the path of a file, or a place already.
+    """A place to search: of a pid, of a core, a dump or any other file by its path, of a source.
 
     Raises:
         SourceGone, NotPermitted, UsageError: As :class:`LiveProcess`, or the file cannot be read.
+        CorruptDump: The core or dump cannot be understood.
     """
     if isinstance(source, Place):
         yield source
-    elif isinstance(source, int):
-        # What a file does without: some milliseconds.
-        from fastdump.process import LiveProcess
-        from fastdump.survey import Survey
-
-        with LiveProcess(source) as process:
-            survey = Survey(process, preset, rules, with_libraries=with_libraries, swap=swap)
-            with contextlib.closing(place_of(survey)) as place:
-                yield place
-    else:
-        path = os.fspath(source)
-        with contextlib.closing(place_of_file(path, open_file(path))) as place:
-            yield place
+        return
+    with contextlib.ExitStack() as stack:
+        found: Source | None
+        if isinstance(source, Source):
+            found = source
+        elif isinstance(source, int):
+            found = stack.enter_context(attach(source))
+        else:
+            found = open_dump(os.fspath(source))
+            if found:
+                stack.enter_context(found)
+        if found:
+            place = found.place(
+                preset=preset, rules=rules, with_libraries=with_libraries, swap=swap
+            )
+        else:
+            path = os.fspath(source)  # type: ignore[arg-type]
+            place = WholeFile(path, open_file(path))
+        yield stack.enter_context(contextlib.closing(place))
 
 
 def batches(
-    source: int | str | os.PathLike[str] | Place,
+    source: int | str | os.PathLike[str] | Source | Place,
     *,
     min_length: int = 4,
     encodings: Sequence[str] = ("s",),
@@ -147,7 +156,7 @@ def batches(
     of more than 64 MiB, only its first 64 MiB.
 
     Args:
-        source: A pid, the path of a file, or a :class:`Place`.
+        source: A pid, the path of a core, a dump or any other file, or one that is open.
         min_length: Characters.
         encodings: As ``strings -e``: ``s S b l B L``, or ``U`` for UTF-8.
         rules, preset, with_libraries, swap: What is searched of a process: see :class:`Survey`.
@@ -165,7 +174,9 @@ def batches(
         copier = Copier(place.memory)
         try:
             for piece in place.pieces(itertools.repeat(LEAST_PIECE)):
-                for found in scanner.scan(place.memory, piece.slices, piece.start, piece.end):
+                for found in scanner.scan(
+                    place.memory, place.batches(piece.slices), piece.start, piece.end
+                ):
                     if isinstance(found, Giant):
                         found = read_giant(place, found, copier, Form(separator=b""), query.unicode)
                     yield Batch(place, found, query)
@@ -174,7 +185,9 @@ def batches(
             raise place.gone() from None
 
 
-def strings(source: int | str | os.PathLike[str] | Place, **options: Any) -> Iterator[Match]:
+def strings(
+    source: int | str | os.PathLike[str] | Source | Place, **options: Any
+) -> Iterator[Match]:
     """The strings of *source*, one by one; the options are those of :func:`batches`.
 
     >>> for match in fastdump.strings(pid, min_length=8):  # doctest: +SKIP

@@ -1,7 +1,7 @@
-"""A place: what is searched, a process or a file, as regions and the slices that hold data.
+"""A place: what is searched of a source, as regions and the slices that hold data.
 
-Consistency and page visibility are those of the process (``process.py``): it runs on, and no
-page is touched that it has not touched. A file is read as it is now; its holes are not read.
+Consistency and page visibility are those of the source. A plain file is read as it is now; its
+holes are not read.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from fastdump._native import (
     Gap,
     Memory,
     Slice,
+    Tally,
 )
 from fastdump._strings import HEAD, Found, Giant, Scanner
 from fastdump.errors import SourceGone, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Region
+from fastdump.storage import LocalFile, Storage, part_of
 
 if TYPE_CHECKING:
     from fastdump.survey import Survey
@@ -59,10 +61,10 @@ class Place:
         memory: Whose addresses they are.
         name: As the user called it.
         selected: Bytes that were asked for.
-        survey: Of the process; None of a file.
-
-    Args:
-        file: Descriptor of a file that it owns: it may have no slice (empty, or all a hole).
+        storages: What the ``file`` of a slice is a number of; empty for a process.
+        survey: Of the process; None of anything else.
+        tally, gaps: What is accounted for before the search.
+        biases: For each region, what is added to its addresses where they are printed.
     """
 
     def __init__(
@@ -72,11 +74,9 @@ class Place:
         regions: Sequence[Region],
         labels: Sequence[Label],
         runs: Sequence[Sequence[Slice]],
-        survey: Survey | None = None,
-        file: int = -1,
+        storages: Sequence[Storage] = (),
     ) -> None:
-        self.name, self.memory, self.survey = name, memory, survey
-        self._file = file
+        self.name, self.memory, self.storages = name, memory, storages
         self.regions, self.labels = regions, labels
         self.slices = [
             s._replace(offset=s.address, region=number)
@@ -84,25 +84,39 @@ class Place:
             for s in found
         ]
         self._starts = [s.address for s in self.slices]
-        self.selected = survey.selected if survey else sum(s.length for s in self.slices)
+        self.selected = sum(s.length for s in self.slices)
+        self.survey: Survey | None = None
+        self.tally, self.gaps = Tally(), list[Gap]()
+        self.biases: Sequence[int] | None = None
 
     def close(self) -> None:
-        """Close the files that it owns; the process is its owner's."""
-        if self.survey:
-            self.survey.close()
-        if self._file >= 0:
-            fd, self._file = self._file, -1
-            os.close(fd)
+        """Let go of what it holds open; what it is part of is its owner's."""
 
     def check(self) -> None:
         """Raise SourceGone if what was read may not have been the target."""
-        if self.survey:
-            self.survey.process.check()
 
     def gone(self) -> SourceGone:
         """The error for memory that is no more."""
-        assert self.survey
-        return self.survey.process.gone()
+        raise AssertionError("a file is not gone")
+
+    def print_file_offsets(self) -> None:
+        """Let addresses be printed as offsets in the file of each slice."""
+        self.regions = [self.regions[s.region] for s in self.slices]
+        self.labels = [self.labels[s.region] for s in self.slices]
+        self.biases = [(s.file_offset - s.address) % 2**64 for s in self.slices]
+        self.slices = [s._replace(region=number) for number, s in enumerate(self.slices)]
+
+    def printed(self, address: int, region: int) -> int:
+        """An address as it is printed."""
+        return (address + (self.biases[region] if self.biases else 0)) % 2**64
+
+    def batches(self, slices: Sequence[Slice]) -> Iterator[Sequence[Slice] | Gap]:
+        """The same slices as the native code can read them, each batch until the next step."""
+        if not self.storages:
+            yield slices
+            return
+        for number, found in itertools.groupby(slices, key=lambda s: s.file):
+            yield from self.storages[number].batches(list(found))
 
     def region_name(self, number: int) -> str:
         """What people call a region: its path, else its label."""
@@ -119,12 +133,12 @@ class Place:
             done = 0
             while s.length - done > room:
                 cut = done + room
-                slices.append(_cut(s, done, cut))
-                slices.append(_cut(s, cut, s.length, AGAIN | TAIL))
+                slices.append(part_of(s, done, cut))
+                slices.append(part_of(s, cut, s.length, AGAIN | TAIL))
                 yield Piece(slices, start, s.address + cut)
-                slices = [_cut(s, cut - PAGE_SIZE, cut, AGAIN)]
+                slices = [part_of(s, cut - PAGE_SIZE, cut, AGAIN)]
                 start, done, room = s.address + cut, cut, next(sizes)
-            slices.append(_cut(s, done, s.length))
+            slices.append(part_of(s, done, s.length))
             room -= s.length - done
             if room <= 0:
                 yield Piece(slices, start, _NO_LIMIT)
@@ -149,11 +163,15 @@ class Place:
             last = min(s.address + s.length, -(-end // PAGE_SIZE) * PAGE_SIZE)
             while first < last:
                 part = s.part(first - s.address, min(last - first, copier.size))
-                try:
-                    view, _ = copier.fill([part])
-                except _native.MemoryGone:
-                    raise self.gone() from None
-                yield view[max(address - first, 0) : min(end - first, part.length)]
+                for batch in self.batches([part]):
+                    if isinstance(batch, Gap):
+                        continue
+                    try:
+                        view, _ = copier.fill(batch)
+                    except _native.MemoryGone:
+                        raise self.gone() from None
+                    at = batch[0].address
+                    yield view[max(address - at, 0) : max(end - at, 0)]
                 first += part.length
 
     def around(self, copier: Copier, address: int, length: int, context: int) -> tuple[int, bytes]:
@@ -169,17 +187,7 @@ class Place:
         return start, b"".join(map(bytes, self.read(copier, start, end - start)))
 
 
-def _cut(s: Slice, start: int, end: int, flags: int = 0) -> Slice:
-    """A part of a slice: what lies before and behind it holds for its ends only."""
-    flags |= s.flags
-    if start > 0:
-        flags &= ~ZEROS_BEFORE
-    if end < s.length:
-        flags &= ~ZEROS_BEHIND
-    return s.part(start, end - start)._replace(flags=flags)
-
-
-def _with_zeros(runs: Sequence[Slice], whole: Slice, gaps: Container[int]) -> Iterator[Slice]:
+def with_zeros(runs: Sequence[Slice], whole: Slice, gaps: Container[int]) -> Iterator[Slice]:
     """The *runs* of data of a slice, told what lies around them: zeros, unless it is a gap.
 
     Args:
@@ -194,7 +202,7 @@ def _with_zeros(runs: Sequence[Slice], whole: Slice, gaps: Container[int]) -> It
         yield run._replace(flags=flags)
 
 
-def _joined(slices: Iterable[Slice]) -> list[Slice]:
+def joined(slices: Iterable[Slice]) -> list[Slice]:
     """Slices of a region that touch as one."""
     around = ZEROS_BEFORE | ZEROS_BEHIND
     found: list[Slice] = []
@@ -210,46 +218,68 @@ def _joined(slices: Iterable[Slice]) -> list[Slice]:
     return found
 
 
-def place_of(survey: Survey) -> Place:
-    """What a survey selected of a live process.
+class Surveyed(Place):
+    """What a survey selected of a live process; it owns the survey, not the process.
 
     Raises:
         SourceGone: The target exited or called exec.
     """
-    try:
-        runs = survey.runs()
-        survey.count_all_but(s for found in runs for s in found)
-    except _native.MemoryGone:
-        raise survey.process.gone() from None
-    name = str(survey.process.pid)
-    edges = {edge for gap in survey.gaps for edge in (gap.start, gap.end)}
-    runs = [
-        _joined(
-            run
-            for whole in slices
-            for run in _with_zeros(
-                [r for r in found if whole.address <= r.address < whole.address + whole.length],
-                whole,
-                edges,
+
+    def __init__(self, survey: Survey) -> None:
+        try:
+            runs = survey.runs()
+            survey.count_all_but(s for found in runs for s in found)
+        except _native.MemoryGone:
+            raise survey.process.gone() from None
+        edges = {edge for gap in survey.gaps for edge in (gap.start, gap.end)}
+        runs = [
+            joined(
+                run
+                for whole in slices
+                for run in with_zeros(
+                    [r for r in found if whole.address <= r.address < whole.address + whole.length],
+                    whole,
+                    edges,
+                )
             )
-        )
-        for slices, found in zip(survey.slices, runs, strict=True)
-    ]
-    return Place(name, survey.process.memory, survey.regions, survey.labels, runs, survey)
+            for slices, found in zip(survey.slices, runs, strict=True)
+        ]
+        process = survey.process
+        super().__init__(str(process.pid), process.memory, survey.regions, survey.labels, runs)
+        self._process, self.survey = process, survey
+        self.selected, self.tally, self.gaps = survey.selected, survey.tally, survey.gaps
+
+    def close(self) -> None:
+        assert self.survey
+        self.survey.close()
+
+    def check(self) -> None:
+        self._process.check()
+
+    def gone(self) -> SourceGone:
+        return self._process.gone()
 
 
-def place_of_file(path: str, fd: int) -> Place:
+class WholeFile(Place):
     """All of a regular file, read as it is; addresses are offsets. It owns *fd*."""
-    found = os.fstat(fd)
-    dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-    region = Region(0, found.st_size, "r--s", 0, dev, found.st_ino, path)
-    whole = Slice(0, found.st_size, 0, PLAIN, fd, 0)
-    runs = [whole.part(start, end - start) for start, end in _data_of(fd, found.st_size)]
-    slices = list(_with_zeros(runs, whole, ()))
-    return Place(path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices], file=fd)
+
+    def __init__(self, path: str, fd: int) -> None:
+        found = os.fstat(fd)
+        dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+        region = Region(0, found.st_size, "r--s", 0, dev, found.st_ino, path)
+        whole = Slice(0, found.st_size, 0, PLAIN, 0, 0)
+        runs = [whole.part(start, end - start) for start, end in data_of(fd, found.st_size)]
+        slices = list(with_zeros(runs, whole, ()))
+        self._file = LocalFile(fd)
+        super().__init__(
+            path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices], [self._file]
+        )
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file holds data, in whole pages but for its end; lseek(2), SEEK_DATA."""
     at = 0
     while at < size:

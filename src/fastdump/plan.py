@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastdump import _native
 from fastdump._native import Copier, Slice
-from fastdump.lz4core import Compressor
+from fastdump.frames import Compressor
 from fastdump.survey import Survey
 
 _SAMPLES = 64

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
-from fastdump.lz4core import FRAME_SIZE, Compressor
+from fastdump.frames import FRAME_SIZE, Compressor
 from fastdump.output import PartFolder
 from fastdump.stream import Block, Blocks, Stream, hole_size, one_at_a_time
 from fastdump.survey import Survey, pieces_of, shares

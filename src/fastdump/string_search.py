@@ -60,7 +60,9 @@ def search(
     def work(scanner: Scanner, item: tuple[int, Piece]) -> None:
         number, piece = item
         try:
-            for found in scanner.scan(place.memory, piece.slices, piece.start, piece.end):
+            for found in scanner.scan(
+                place.memory, place.batches(piece.slices), piece.start, piece.end
+            ):
                 if handle:
                     turns.wait(number)
                     handle(found)
@@ -85,16 +87,12 @@ def search(
         raise place.gone() from None
     finally:
         turns.stop()
-    survey = place.survey
-    tally, gaps = Tally(), list(survey.gaps) if survey else []
-    if survey:
-        tally.add(survey.tally)
+    tally, gaps = Tally(), list(place.gaps)
+    tally.add(place.tally)
     for scanner in scanners:
         tally.add(scanner.tally)
         gaps += scanner.gaps
-    if isinstance(place, Stream):
-        gaps += place.gaps
-    else:
+    if not isinstance(place, Stream):
         assert tally.accounted == place.selected, "a selected byte is not accounted for"
     return StringsReport(
         strings=sum(s.strings for s in scanners),
@@ -104,7 +102,7 @@ def search(
         seconds=time.perf_counter() - begun,
         threads=len(scanners),
         kernel=scanners[0].kernel,
-        swap_asked=bool(survey and survey.swap_asked),
+        swap_asked=bool(place.survey and place.survey.swap_asked),
     )
 
 
@@ -156,7 +154,7 @@ def read_giant(place: Place, giant: Giant, copier: Copier, form: Form, unicode: 
     part = giant._replace(length=min(giant.length, WHOLE_MOST))
     if isinstance(place, Stream):
         part = part._replace(address=giant.address + giant.length - part.length)
-    head = form.prefix + address_text(giant.address, form.radix)
+    head = head_of(place, giant, form)
     text = b"".join(giant_text(place, part, copier, unicode))
     line = head + text + form.separator
     record = ffi.new("struct fastdump_record *")
@@ -166,6 +164,9 @@ def read_giant(place: Place, giant: Giant, copier: Copier, form: Form, unicode: 
     return Found(memoryview(line), record, 1)
 
 
-def address_text(address: int, radix: int) -> bytes:
-    """As GNU strings prints it."""
-    return {0: b"", 8: b"%7o ", 10: b"%7d ", 16: b"%7x "}[radix] % (() if not radix else address)
+def head_of(place: Place, giant: Giant, form: Form) -> bytes:
+    """What a line has before its text, as GNU strings prints it."""
+    if not form.radix:
+        return form.prefix
+    address = place.printed(giant.address, giant.region)
+    return form.prefix + {8: b"%7o ", 10: b"%7d ", 16: b"%7x "}[form.radix] % address

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,8 @@ from fastdump.selection import Preset, Rule
 from fastdump.text import printable, size
 
 if TYPE_CHECKING:
+    from fastdump.place import Place
+    from fastdump.source import Source
     from fastdump.survey import Survey
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -71,6 +74,24 @@ swap_option = click.option(
     help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
     "[default: read it while the host and the target's cgroup have room]",
 )
+
+
+@contextlib.contextmanager
+def selected(
+    source: Source,
+    *,
+    rules: Sequence[Rule],
+    preset: Preset,
+    with_libraries: bool,
+    swap: bool | None,
+) -> Iterator[Place]:
+    """What is selected of a source; says so where swapped memory is left out."""
+    place = source.place(preset=preset, rules=rules, with_libraries=with_libraries, swap=swap)
+    with contextlib.closing(place):
+        survey = place.survey
+        if survey and survey.swapped and not survey.read_swapped and swap is None:
+            warn_swapped(survey)
+        yield place
 
 
 def complain(error: FastdumpError) -> None:

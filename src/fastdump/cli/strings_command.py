@@ -1,4 +1,4 @@
-"""``fastdump strings``: what strings(1) finds, in the memory of a live process."""
+"""``fastdump strings``: what strings(1) finds, in the memory of a process or a dump."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fastdump.cli.options import (
     complain,
     preset_of,
     rules_of,
+    selected,
     selection_options,
     swap_option,
-    warn_swapped,
 )
 from fastdump.cli.strings_output import Wanted, open_output
 from fastdump.errors import FastdumpError, OutputFailed, UsageError
-from fastdump.matches import opened
-from fastdump.place import Place, Stream, open_file, place_of_file
+from fastdump.place import Place, Stream, WholeFile, open_file
 from fastdump.selection import Preset
+from fastdump.sources import is_pid, open_dump, open_source
 from fastdump.string_search import WHOLE_MOST, StringsReport
 from fastdump.text import size
 
@@ -106,8 +106,14 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "-t",
     "--radix",
     type=click.Choice(list(_RADIX)),
-    help="Print the address of each string: x hexadecimal, d decimal, o octal. Of a file, its "
-    "offset.",
+    help="Print the address of each string: x hexadecimal, d decimal, o octal. Of a file that "
+    "is no core, its offset.",
+)
+@click.option(
+    "--file-offsets",
+    is_flag=True,
+    help="With -t, of a core or a dump: the offset of each string in the file (of a .core.lz4, in "
+    "what lz4 -d makes of it), not its address.",
 )
 @click.option("-o", "octal", is_flag=True, help="The same as -t o.")
 @click.option(
@@ -185,15 +191,16 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.pass_context
 def command(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> int:
-    """Print the printable strings in the memory of a live process (SOURCE is its pid), or in a
-    file: those that strings(1) finds, in the same order, with their addresses.
+    """Print the printable strings in the memory of a live process (SOURCE is its pid), of a core
+    or a dump, or in any other file: those that strings(1) finds, in the same order, with their
+    addresses.
 
     Nothing is written to a disk, the process is not stopped and does not grow. By default its
     private writable memory is searched, without that of libraries. `--top 20` tells what fills it.
     """
     if not sources:
         if sys.stdin is None or sys.stdin.isatty():
-            raise UsageError("no SOURCE", "name a pid or a file; - is standard input")
+            raise UsageError("no SOURCE", "name a pid, a dump or a file; - is standard input")
         sources = ("-",)
     options["rules"] = rules_of(ctx, options.pop("include"), options.pop("exclude"))
     options["preset"] = preset_of(Preset.DATA, options.pop("everything"))
@@ -261,20 +268,24 @@ def _check(wanted: Wanted) -> None:
 
 @contextlib.contextmanager
 def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
-    """The place that a SOURCE names: a process, a file, or a pipe."""
-    if source.isascii() and source.isdigit():
+    """The place that a SOURCE names: a process, a core, a dump, a file, or a pipe."""
+    dump = open_source(source) if is_pid(source) else None
+    if source != "-" and not dump:
+        dump = open_dump(source)
+    if dump:
         names = ("rules", "preset", "with_libraries", "swap")
-        with opened(int(source), **{name: options[name] for name in names}) as place:
-            survey = place.survey
-            if survey and survey.swapped and not survey.read_swapped and options["swap"] is None:
-                warn_swapped(survey)
+        with dump, selected(dump, **{name: options[name] for name in names}) as place:
+            if options["file_offsets"]:
+                if dump.format == "process":
+                    raise UsageError("a process has no file offsets", "its addresses are printed")
+                place.print_file_offsets()
             yield place
         return
     fd = os.dup(0) if source == "-" else open_file(source)
     found = os.fstat(fd)
     # The files of /proc and /sys say that they are empty; standard input may begin anywhere.
     if stat.S_ISREG(found.st_mode) and found.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
-        with contextlib.closing(place_of_file(source, fd)) as place:
+        with contextlib.closing(WholeFile(source, fd)) as place:
             yield place
         return
     with open(fd, "rb", buffering=0) as file:

@@ -80,7 +80,7 @@ class Wanted:
 
     def form(self, place: Place) -> Form:
         name = os.fsencode(f"{place.name}: ") if self.with_name else b""
-        return Form(self.radix, name, os.fsencode(self.separator))
+        return Form(self.radix, name, os.fsencode(self.separator), place.biases)
 
 
 class Output:
@@ -115,7 +115,7 @@ class Lines(Output):
             if isinstance(found, Found):
                 write(found.lines)
                 return
-            write(form.prefix + string_search.address_text(found.address, form.radix))
+            write(string_search.head_of(place, found, form))
             for text in string_search.giant_text(place, found, copier, self.wanted.query.unicode):
                 write(text)
             write(form.separator)

@@ -1,0 +1,172 @@
+"""An ELF core as a source: ``core`` of any producer, and ``.core.lz4`` without unpacking it.
+
+Consistency: that of the core; most producers stop the process while they write it. Page
+visibility: the bytes of the PT_LOADs. What one has in memory only (``p_memsz`` over ``p_filesz``)
+is a gap: the kernel leaves out what is in the mapped file, and gdb what it may not read. A core
+of fastdump says in its manifest what is zero instead.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+from fastdump._native import PLAIN, Gap, Slice
+from fastdump.dumped import Dumped, uncovered, union
+from fastdump.elf import (
+    AT_ENTRY,
+    AT_RANDOM,
+    AT_SYSINFO_EHDR,
+    PF_R,
+    PF_W,
+    PF_X,
+    Elf,
+    MappedFile,
+    Segment,
+)
+from fastdump.errors import FaultError
+from fastdump.frames import Frames
+from fastdump.labels import label_dumped
+from fastdump.manifest import read_manifest
+from fastdump.region import Region
+from fastdump.storage import TRUNCATED, Storage
+
+_VSYSCALL = 0xFFFFFFFFFF600000
+# brk starts up to 1 GiB behind the executable: arch_randomize_brk().
+_HEAP_REACH = (1 << 30) + (16 << 20)
+_SHARED = ("/SYSV", "/dev/shm/", "/memfd:", "/dev/zero")
+
+
+class ElfCore(Dumped):
+    """An ELF core. It owns *file*, which is :class:`Frames` for a ``.core.lz4``.
+
+    Attributes:
+        elf: Its headers and notes.
+
+    Raises:
+        CorruptDump: It is no core, or its headers or its manifest make no sense.
+    """
+
+    def __init__(self, file: Storage, name: str) -> None:
+        self.elf = elf = Elf(file, name)
+        frames = file if isinstance(file, Frames) else None
+        text = (frames and frames.manifest) or elf.manifest_note()
+        slices, gaps = _contents(elf.segments, file.size)
+        notes = list(elf.lost)
+        if frames and frames.index.lost:
+            notes.append(f"{frames.index.lost}: what follows byte {file.size:,} of it is lost")
+        manifest = read_manifest(text) if text else None
+        if manifest:
+            regions = [recorded.region for recorded in manifest.regions]
+            whole = [recorded.whole for recorded in manifest.regions]
+            labels = [recorded.label for recorded in manifest.regions]
+            gaps = union(manifest.gaps, gaps)
+        else:
+            regions, whole, labels = _regions(elf), [], []
+        slices = list(_numbered(slices, regions))
+        gaps = uncovered(regions, whole, slices, gaps)
+        format = "lz4" if frames else "core"
+        super().__init__(name, format, regions, labels, slices, gaps, [file], manifest, notes)
+        if not manifest:
+            entry = elf.auxv.get(AT_ENTRY, 0)
+            self._labels = label_dumped(regions, elf.stack_pointers, entry, self._read_header)
+
+    def _read_header(self, address: int, length: int) -> bytes:
+        """As much as there is."""
+        with contextlib.suppress(FaultError):
+            return self.read(address, length)
+        return b""
+
+
+def _contents(segments: Sequence[Segment], size: int) -> tuple[list[Slice], list[Gap]]:
+    """The bytes of the PT_LOADs, and what of them lies behind the end of the file."""
+    slices, gaps = [], []
+    for s in segments:
+        there = min(s.p_filesz, max(size - s.p_offset, 0))
+        if there:
+            slices.append(Slice(s.p_vaddr, there, s.p_vaddr, PLAIN, 0, s.p_offset))
+        if there < s.p_filesz:
+            gaps.append(Gap(s.p_vaddr + there, s.p_vaddr + s.p_filesz, TRUNCATED))
+    return slices, gaps
+
+
+def _numbered(slices: Sequence[Slice], regions: Sequence[Region]) -> Iterator[Slice]:
+    """The slices within regions, cut at their ends."""
+    starts = [region.start for region in regions]
+    for s in slices:
+        end = s.address + s.length
+        number = max(bisect.bisect_right(starts, s.address) - 1, 0)
+        for region in itertools.islice(regions, number, None):
+            if region.start >= end:
+                break
+            start, stop = max(region.start, s.address), min(region.end, end)
+            if start < stop:
+                yield s.part(start - s.address, stop - start)
+
+
+def _regions(elf: Elf) -> list[Region]:
+    """A region for each PT_LOAD, with what the notes tell of it."""
+    mapped = elf.mapped_files
+    starts = [entry.start for entry in mapped]
+    inodes = {path: n for n, path in enumerate(dict.fromkeys(m.path for m in mapped), 1)}
+    regions = []
+    for s in elf.segments:
+        perms = "".join(
+            letter if s.p_flags & flag else "-"
+            for flag, letter in ((PF_R, "r"), (PF_W, "w"), (PF_X, "x"))
+        )
+        entry: MappedFile | None = None
+        number = bisect.bisect_right(starts, s.p_vaddr) - 1
+        if number >= 0 and s.p_vaddr < mapped[number].end:
+            entry = mapped[number]
+        path = entry.path if entry else ""
+        offset = entry.offset + s.p_vaddr - entry.start if entry else 0
+        share = "s" if path.startswith(_SHARED) else "p"
+        regions.append(
+            Region(s.p_vaddr, s.end, perms + share, offset, "00:00", inodes.get(path, 0), path)
+        )
+    return _named(elf, regions)
+
+
+def _named(elf: Elf, regions: list[Region]) -> list[Region]:
+    """Names in brackets, as maps has them: the auxiliary vector tells most."""
+    auxv = elf.auxv
+    names = [""] * len(regions)
+    executable = None
+    entry = auxv.get(AT_ENTRY, 0)
+    for number, region in enumerate(regions):
+        if region.start <= auxv.get(AT_RANDOM, 0) < region.end:
+            names[number] = "[stack]"
+        elif region.start == auxv.get(AT_SYSINFO_EHDR):
+            names[number] = "[vdso]"
+        elif region.start == _VSYSCALL:
+            names[number] = "[vsyscall]"
+        elif region.has_file and region.start <= entry < region.end:
+            executable = region
+    heap = _heap(regions, executable) if executable else None
+    if heap is not None and not names[heap]:
+        names[heap] = "[heap]"
+    return [
+        region if region.path or not name else region._replace(path=name)
+        for region, name in zip(regions, names, strict=True)
+    ]
+
+
+def _heap(regions: Sequence[Region], executable: Region) -> int | None:
+    """The region of brk(2), by where the kernel puts it: the last thing near the executable.
+
+    The first anonymous one there may be its ``.bss``.
+    """
+    end = max(r.end for r in regions if r.file_key == executable.file_key and r.has_file)
+    found = None
+    for number, region in enumerate(regions):
+        if region.start < end:
+            continue
+        if region.has_file or region.start > end + _HEAP_REACH:
+            break
+        if region.writable and region.start > end:
+            found = number
+            break
+    return found

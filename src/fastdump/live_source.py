@@ -1,0 +1,151 @@
+"""A live process as a source; its consistency and page visibility are those of ``process.py``."""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from fastdump import _native
+from fastdump._native import PAGE_SIZE, Copier, Gap, Slice
+from fastdump.labels import Label
+from fastdump.place import Surveyed
+from fastdump.process import LiveProcess
+from fastdump.region import Range, Region
+from fastdump.selection import Preset, Rule
+from fastdump.source import CHUNK_SIZE, NOT_MAPPED, Chunk, Source, Zeros
+from fastdump.survey import Survey
+
+# Page tables are asked for so much at a time: a result of bounded size.
+_WINDOW = 1 << 30
+_NOT_READ = "never read"
+
+
+class LiveSource(Source):
+    """The memory of a process; it owns *process*. Regions are those of the moment it was opened.
+
+    Swapped pages are read, as by :class:`Survey`, while there is room for them.
+    """
+
+    format = "process"
+
+    def __init__(self, process: LiveProcess) -> None:
+        self.process = process
+        self.name = str(process.pid)
+        self._survey: Survey | None = None
+        self._copier: Copier | None = None
+
+    @property
+    def _all(self) -> Survey:
+        """Of everything that can be read."""
+        if self._survey is None:
+            self._survey = Survey(self.process, Preset.ALL)
+        return self._survey
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        return self._all.regions
+
+    @property
+    def labels(self) -> Sequence[Label]:
+        return self._all.labels
+
+    def close(self) -> None:
+        if self._survey:
+            self._survey.close()
+        self.process.__exit__()
+
+    def place(
+        self,
+        *,
+        preset: Preset = Preset.DATA,
+        rules: Sequence[Rule] = (),
+        with_libraries: bool = False,
+        swap: bool | None = None,
+    ) -> Surveyed:
+        survey = Survey(self.process, preset, rules, with_libraries=with_libraries, swap=swap)
+        try:
+            return Surveyed(survey)
+        except BaseException:
+            survey.close()
+            raise
+
+    def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
+        try:
+            for start, end in ranges:
+                yield from self._walk(start, end)
+            self.process.check()
+        except _native.MemoryGone:
+            raise self.process.gone() from None
+
+    def _walk(self, at: int, end: int) -> Iterator[Chunk | Zeros | Gap]:
+        regions = self.regions
+        number = max(bisect.bisect_right(regions, at, key=lambda r: r.start) - 1, 0)
+        for region, slices, choice in itertools.islice(
+            zip(regions, self._all.slices, self._all.choices, strict=True), number, None
+        ):
+            if region.start >= end:
+                break
+            if region.end <= at:
+                continue
+            if at < region.start:
+                yield Gap(at, region.start, NOT_MAPPED, errno.EFAULT)
+                at = region.start
+            stop = min(region.end, end)
+            if not slices:
+                yield Gap(at, stop, choice.reason or _NOT_READ)
+            for s in slices:  # --all: one, the whole region
+                while at < stop:
+                    window = min(stop, (at // _WINDOW + 1) * _WINDOW)
+                    yield from self._walk_slice(s, at, window)
+                    at = window
+            at = stop
+        if at < end:
+            yield Gap(at, end, NOT_MAPPED, errno.EFAULT)
+
+    def _walk_slice(self, s: Slice, at: int, end: int) -> Iterator[Chunk | Zeros | Gap]:
+        """A range within a slice: whole pages are asked for, and cut."""
+        first = at // PAGE_SIZE * PAGE_SIZE
+        last = -(-end // PAGE_SIZE) * PAGE_SIZE
+        whole = s.part(first - s.address, last - first)
+        if self._copier is None:
+            self._copier = Copier(self.process.memory, CHUNK_SIZE)
+        for part in self._parts(self._copier, whole):
+            if isinstance(part, Chunk):
+                head = max(at - part.address, 0)
+                yield Chunk(part.address + head, part.data[head : end - part.address])
+            else:
+                yield part._replace(start=max(part.start, at), end=min(part.end, end))
+
+    def _parts(self, copier: Copier, whole: Slice) -> Iterator[Chunk | Zeros | Gap]:
+        at, end = whole.address, whole.address + whole.length
+        runs = self.process.memory.runs([whole], PAGE_SIZE, _WINDOW // PAGE_SIZE)
+        for run in [*runs, Range(end, end)]:
+            if at < run.start:
+                copier.gaps.clear()
+                copier.count([whole.part(at - whole.address, run.start - at)])
+                yield from _with_gaps(at, run.start, copier.gaps)
+            at = run.start
+            while at < run.end:
+                part = whole.part(at - whole.address, min(run.end - at, copier.size))
+                copier.gaps.clear()
+                view, _ = copier.fill([part])
+                base = at
+                for found in _with_gaps(at, at + part.length, copier.gaps):
+                    if isinstance(found, Zeros):
+                        yield Chunk(found.start, view[found.start - base : found.end - base])
+                    else:
+                        yield found
+                at += part.length
+
+
+def _with_gaps(at: int, end: int, gaps: Iterable[Gap]) -> Iterator[Zeros | Gap]:
+    """The gaps of a range, and what lies between."""
+    for gap in list(gaps):
+        if at < gap.start:
+            yield Zeros(at, gap.start)
+        yield gap
+        at = gap.end
+    if at < end:
+        yield Zeros(at, end)

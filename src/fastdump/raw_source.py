@@ -1,0 +1,178 @@
+"""A raw dump as a source: a folder of ``PID_mem_START.bin``, with or without a manifest.
+
+Those of ``fastdump dump`` have one, which tells regions, labels and gaps. Without it each file
+is a region: so are those that a loop of ``dd`` over ``/proc/PID/mem`` leaves behind.
+
+Consistency: that of the dump. Page visibility: all of each file; its holes are zeros.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+
+from fastdump._native import PLAIN, Gap, Slice
+from fastdump.dumped import Dumped, uncovered, union
+from fastdump.errors import CorruptDump, UsageError
+from fastdump.frames import Frames
+from fastdump.labels import Kind, Label
+from fastdump.manifest import Manifest, read_manifest
+from fastdump.place import data_of
+from fastdump.region import Range, Region
+from fastdump.storage import TRUNCATED, Lost, NamedFile, Storage
+
+MANIFEST_NAME = "manifest.json"
+_NAME = re.compile(r"([0-9]+)_mem_([0-9a-f]{1,16})\.bin(\.lz4)?")
+_MOST_MANIFEST = 64 << 20  # indented, so longer than that of a core
+MISSING = "its file is missing"
+
+
+class PackedFile(Storage):
+    """LZ4 frames in a file that is opened when it is needed.
+
+    Args:
+        size: Bytes of content that it should have; None to ask the frames.
+    """
+
+    def __init__(self, path: str, size: int | None) -> None:
+        self._path = path
+        self._frames: Frames | None = None
+        self._lock = threading.Lock()
+        self.size = self._opened().size if size is None else size
+
+    def _opened(self) -> Frames:
+        with self._lock:
+            if self._frames is None:
+                self._frames = Frames(NamedFile(self._path), os.path.basename(self._path))
+            return self._frames
+
+    def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
+        return self._opened().parts(offset, length)
+
+    def close(self) -> None:
+        if self._frames:
+            self._frames.close()
+
+
+class RawDump(Dumped):
+    """A folder of pieces of memory.
+
+    Raises:
+        CorruptDump: Its manifest is broken, or its files overlap.
+        UsageError: It holds no dump, or those of several processes.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        there = {
+            entry.name: entry.stat().st_size
+            for entry in os.scandir(folder)
+            if entry.is_file() and _NAME.fullmatch(entry.name)
+        }
+        manifest = _manifest(folder)
+        if manifest:
+            files = [
+                (file, found, number)
+                for number, recorded in enumerate(manifest.regions)
+                for file, found in recorded.files
+            ]
+            regions = [recorded.region for recorded in manifest.regions]
+            labels = [recorded.label for recorded in manifest.regions]
+            whole: Sequence[Sequence[Range]] = [recorded.whole for recorded in manifest.regions]
+            gaps = list(manifest.gaps)
+        else:
+            files = _files_of(folder, there, name)
+            regions = [Region(r.start, r.end, "rw-p", 0, "00:00", 0, "") for _, r, _ in files]
+            labels = [Label(Kind.ANONYMOUS) for _ in files]
+            whole, gaps = [[found] for _, found, _ in files], []
+        storages: list[Storage] = []
+        slices: list[Slice] = []
+        lost: list[Gap] = []
+        for file, found, _ in files:
+            if not _NAME.fullmatch(file):
+                raise CorruptDump(f"the manifest of {name} names the file {file!r}")
+            if file not in there:
+                lost.append(Gap(found.start, found.end, MISSING))
+                continue
+            path = os.path.join(folder, file)
+            length = found.end - found.start
+            at = Slice(found.start, length, found.start, PLAIN, len(storages), 0)
+            if file.endswith(".lz4"):
+                storages.append(PackedFile(path, length))
+                slices.append(at)
+                continue
+            storages.append(NamedFile(path))
+            size = min(there[file], length)
+            slices += (at.part(start, end - start) for start, end in _runs(path, size))
+            if size < length:
+                lost.append(Gap(found.start + size, found.end, TRUNCATED))
+        slices.sort()
+        for one, other in itertools.pairwise(slices):
+            if one.address + one.length > other.address:
+                raise CorruptDump(f"two files of {name} hold {other.address:#x}")
+        gaps = union(gaps, lost)
+        packed = any(file.endswith(".lz4") for file, _, _ in files)
+        super().__init__(
+            name,
+            "raw-lz4" if packed else "raw",
+            regions,
+            labels,
+            slices,
+            uncovered(regions, whole, slices, gaps),
+            storages,
+            manifest,
+        )
+
+
+def is_raw_dump(folder: str) -> bool:
+    """Whether a folder holds a raw dump."""
+    with os.scandir(folder) as entries:
+        return any(_NAME.fullmatch(entry.name) or entry.name == MANIFEST_NAME for entry in entries)
+
+
+def _manifest(folder: str) -> Manifest | None:
+    try:
+        with open(os.path.join(folder, MANIFEST_NAME), "rb") as file:
+            text = file.read(_MOST_MANIFEST + 1)
+    except FileNotFoundError:
+        return None
+    if len(text) > _MOST_MANIFEST:
+        raise CorruptDump("the manifest is too long to be one")
+    return read_manifest(text)
+
+
+def _files_of(folder: str, there: dict[str, int], name: str) -> list[tuple[str, Range, int]]:
+    """The files of a folder without a manifest, by address."""
+    found = []
+    pids = set()
+    for file, size in there.items():
+        parsed = _NAME.fullmatch(file)
+        assert parsed
+        pids.add(int(parsed[1]))
+        if parsed[3]:
+            size = PackedFile(os.path.join(folder, file), None).size
+        start = int(parsed[2], 16)
+        if start + size > 1 << 64:
+            raise CorruptDump(f"{file} goes beyond the end of all addresses")
+        if size:
+            found.append((file, Range(start, start + size)))
+    if len(pids) > 1:
+        raise UsageError(
+            f"{name} holds dumps of the processes {', '.join(map(str, sorted(pids)))}",
+            "move those of one to a folder of their own",
+        )
+    if not found:
+        raise UsageError(f"{name} is a folder without a dump", "it has no PID_mem_START.bin")
+    found.sort(key=lambda entry: entry[1])
+    return [(file, range_, number) for number, (file, range_) in enumerate(found)]
+
+
+def _runs(path: str, size: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file holds data."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield from data_of(fd, size)
+    finally:
+        os.close(fd)

@@ -1,0 +1,141 @@
+"""What memory is read from: a live process, a core, a dump; by address.
+
+Whatever fastdump can ask of one it can ask of each. A source knows its regions and their
+labels; it gives bytes, what is known to be zero, and gaps with their reasons. Each kind says in
+its own file how consistent it is and which pages it sees.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from fastdump._native import Gap
+from fastdump.errors import FaultError
+from fastdump.labels import Label
+from fastdump.region import Range, Region
+from fastdump.selection import Preset, Rule
+
+if TYPE_CHECKING:
+    from fastdump.place import Place
+
+Self = TypeVar("Self", bound="Source")
+
+# Bytes of a chunk at the most.
+CHUNK_SIZE = 1 << 20
+NOT_MAPPED = "not mapped"
+NOT_IN_DUMP = "not in the dump"
+
+
+class Chunk(NamedTuple):
+    """The bytes at an address; valid until the walk's next step."""
+
+    address: int
+    data: memoryview
+
+    @property
+    def end(self) -> int:
+        return self.address + len(self.data)
+
+
+class Zeros(NamedTuple):
+    """A range that is known to be zero: the target never touched it, or only read it."""
+
+    start: int
+    end: int
+
+
+class Source(ABC):
+    """Memory that can be read by address. A context manager; for one thread.
+
+    Attributes:
+        name: As the user called it.
+        format: ``process``, ``core``, ``lz4``, ``raw`` or ``raw-lz4``.
+    """
+
+    name: str
+    format: str
+
+    @property
+    @abstractmethod
+    def regions(self) -> Sequence[Region]:
+        """In address order, without overlap."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Sequence[Label]:
+        """One for each region."""
+
+    @abstractmethod
+    def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
+        """Every byte of *ranges* exactly once, in their order.
+
+        Raises:
+            SourceGone: The target exited or called exec.
+        """
+
+    @abstractmethod
+    def place(
+        self,
+        *,
+        preset: Preset = Preset.DATA,
+        rules: Sequence[Rule] = (),
+        with_libraries: bool = False,
+        swap: bool | None = None,
+    ) -> Place:
+        """What is selected of it, to be searched; close it before the source.
+
+        Raises:
+            SourceGone: The target exited or called exec.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds open."""
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read_into(self, address: int, buffer: Any) -> int:
+        """Read 1 to ``len(buffer)`` bytes at *address*: fewer where a gap follows.
+
+        Raises:
+            FaultError: There is no byte at *address*; says why.
+            SourceGone: The target exited or called exec.
+        """
+        view = memoryview(buffer).cast("B")
+        done = 0
+        for part in self.walk([Range(address, address + len(view))]):
+            if isinstance(part, Gap):
+                if not done:
+                    raise FaultError(part.start, part.errno or errno.ENODATA, part.reason)
+                break
+            if isinstance(part, Zeros):
+                length = part.end - part.start
+                view[done : done + length] = bytes(length)
+            else:
+                length = len(part.data)
+                view[done : done + length] = part.data
+            done += length
+        return done
+
+    def read(self, address: int, length: int) -> bytes:
+        """All *length* bytes at *address*.
+
+        Raises:
+            FaultError: A byte of them cannot be had; says which and why.
+            SourceGone: The target exited or called exec.
+        """
+        parts = []
+        for part in self.walk([Range(address, address + length)]):
+            if isinstance(part, Gap):
+                raise FaultError(part.start, part.errno or errno.ENODATA, part.reason)
+            parts.append(
+                bytes(part.end - part.start) if isinstance(part, Zeros) else bytes(part.data)
+            )
+        return b"".join(parts)
