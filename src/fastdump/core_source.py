@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from fastdump._native import PLAIN, Gap, Slice
 from fastdump.dumped import Dumped, uncovered, union
 from fastdump.elf import (
-    AT_ENTRY,
     AT_RANDOM,
     AT_SYSINFO_EHDR,
     PF_R,
@@ -70,8 +69,8 @@ class ElfCore(Dumped):
         format = "lz4" if frames else "core"
         super().__init__(name, format, regions, labels, slices, gaps, [file], manifest, notes)
         if not manifest:
-            entry = elf.auxv.get(AT_ENTRY, 0)
-            self._labels = label_dumped(regions, elf.stack_pointers, entry, self._read_header)
+            stacks = [thread.stack_pointer for thread in elf.threads]
+            self._labels = label_dumped(regions, stacks, elf.executable, self._read_header)
 
     def _read_header(self, address: int, length: int) -> bytes:
         """As much as there is."""
@@ -133,40 +132,34 @@ def _regions(elf: Elf) -> list[Region]:
 def _named(elf: Elf, regions: list[Region]) -> list[Region]:
     """Names in brackets, as maps has them: the auxiliary vector tells most."""
     auxv = elf.auxv
-    names = [""] * len(regions)
-    executable = None
-    entry = auxv.get(AT_ENTRY, 0)
+    random, vdso = auxv.get(AT_RANDOM, 0), auxv.get(AT_SYSINFO_EHDR)
+    ends = [mapped.end for mapped in elf.mapped_files if mapped.path == elf.executable]
+    heap = _heap(regions, max(ends, default=0))
+    found = []
     for number, region in enumerate(regions):
-        if region.start <= auxv.get(AT_RANDOM, 0) < region.end:
-            names[number] = "[stack]"
-        elif region.start == auxv.get(AT_SYSINFO_EHDR):
-            names[number] = "[vdso]"
+        name = ""
+        if region.start <= random < region.end:
+            name = "[stack]"
+        elif region.start == vdso:
+            name = "[vdso]"
         elif region.start == _VSYSCALL:
-            names[number] = "[vsyscall]"
-        elif region.has_file and region.start <= entry < region.end:
-            executable = region
-    heap = _heap(regions, executable) if executable else None
-    if heap is not None and not names[heap]:
-        names[heap] = "[heap]"
-    return [
-        region if region.path or not name else region._replace(path=name)
-        for region, name in zip(regions, names, strict=True)
-    ]
+            name = "[vsyscall]"
+        elif number == heap:
+            name = "[heap]"
+        found.append(region if region.path else region._replace(path=name))
+    return found
 
 
-def _heap(regions: Sequence[Region], executable: Region) -> int | None:
-    """The region of brk(2), by where the kernel puts it: the last thing near the executable.
+def _heap(regions: Sequence[Region], end: int) -> int | None:
+    """The region of brk(2), by where the kernel puts it: near the *end* of the executable.
 
-    The first anonymous one there may be its ``.bss``.
+    What lies right at it is its ``.bss``.
     """
-    end = max(r.end for r in regions if r.file_key == executable.file_key and r.has_file)
-    found = None
     for number, region in enumerate(regions):
         if region.start < end:
             continue
-        if region.has_file or region.start > end + _HEAP_REACH:
-            break
+        if not end or region.has_file or region.start > end + _HEAP_REACH:
+            return None
         if region.writable and region.start > end:
-            found = number
-            break
-    return found
+            return number
+    return None

@@ -101,6 +101,31 @@ class Dumped(Source):
         if start < end:
             yield Extent(start, end)
 
+    def known(self) -> tuple[list[int], list[int]]:
+        """For each region the bytes that the dump has, and those that are known to be zero."""
+        data = [0] * len(self._regions)
+        zeros = [region.length for region in self._regions]
+        for extent in self._extents:
+            number = max(bisect.bisect_right(self._starts, extent.start) - 1, 0)
+            for region in itertools.islice(self._regions, number, None):
+                if region.start >= extent.end:
+                    break
+                length = min(extent.end, region.end) - max(extent.start, region.start)
+                zeros[number] -= length
+                data[number] += length if extent.slice else 0
+                number += 1
+        return data, zeros
+
+    def addresses(self, storage: int, start: int, end: int) -> Iterator[Range]:
+        """The addresses whose bytes lie at ``[start, end)`` of a storage, in order."""
+        for extent in self._extents:
+            s = extent.slice
+            if s and s.file == storage:
+                first, last = max(start, s.file_offset), min(end, s.file_offset + s.length)
+                if first < last:
+                    bias = s.address - s.file_offset
+                    yield Range(first + bias, last + bias)
+
     def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
         for at, end in ranges:
             number = max(bisect.bisect_right(self._starts, at) - 1, 0)

@@ -28,6 +28,9 @@ NOTE_OWNER = "FASTDUMP"
 
 EM_X86_64, EM_AARCH64 = 62, 183
 AT_NULL, AT_ENTRY, AT_RANDOM, AT_SYSINFO_EHDR = 0, 9, 25, 33
+# struct elf_prpsinfo of 64 bits: state, its letter, zombie, nice, flag, uid, gid, pid, ppid, pgrp,
+# sid, name, arguments.
+PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 # Where struct elf_prstatus has the stack pointer: pr_reg is at 112.
 _STACK_POINTERS = {EM_X86_64: 112 + 19 * 8, EM_AARCH64: 112 + 31 * 8}
 _MOST_NOTES = 64 << 20
@@ -54,6 +57,14 @@ class Segment(NamedTuple):
     @property
     def end(self) -> int:
         return self.p_vaddr + max(self.p_memsz, self.p_filesz)
+
+
+class Thread(NamedTuple):
+    """What NT_PRSTATUS tells; the stack pointer is 0 where it is not known."""
+
+    signal: int
+    tid: int
+    stack_pointer: int
 
 
 class MappedFile(NamedTuple):
@@ -231,13 +242,31 @@ class Elf:
         return sorted(found)
 
     @property
-    def stack_pointers(self) -> list[int]:
-        """Of each thread, in the order of the core."""
-        at = _STACK_POINTERS.get(self.machine)
-        if at is None or not self.wide:
-            return []
-        return [
-            struct.unpack_from(self._order + "Q", raw, at)[0]
-            for raw in self.notes_of(NT_PRSTATUS)
-            if len(raw) >= at + 8
-        ]
+    def executable(self) -> str:
+        """The path of the file that AT_ENTRY lies in; empty if it is not known."""
+        entry = self.auxv.get(AT_ENTRY, 0)
+        return next((m.path for m in self.mapped_files if m.start <= entry < m.end), "")
+
+    @property
+    def process(self) -> dict[str, object]:
+        """What NT_PRPSINFO tells, under the names that a manifest has; empty without it."""
+        for raw in self.notes_of(NT_PRPSINFO):
+            if self.wide and self._order == "<" and len(raw) == PRPSINFO.size:
+                fields = PRPSINFO.unpack(raw)
+                comm, args = (os.fsdecode(text.partition(b"\0")[0]) for text in fields[11:])
+                names = ("uid", "gid", "pid", "ppid")
+                return {**dict(zip(names, fields[5:9], strict=True)), "comm": comm, "args": args}
+        return {}
+
+    @property
+    def threads(self) -> list[Thread]:
+        """Of each NT_PRSTATUS, in the order of the core: the one that was signalled first."""
+        stack_at = _STACK_POINTERS.get(self.machine, 0) if self.wide else 0
+        found = []
+        for raw in self.notes_of(NT_PRSTATUS):
+            if len(raw) >= max(stack_at + 8, 36):
+                (signal,) = struct.unpack_from(self._order + "H", raw, 12)
+                (tid,) = struct.unpack_from(self._order + "i", raw, 32 if self.wide else 24)
+                (stack,) = struct.unpack_from(self._order + "Q", raw, stack_at)
+                found.append(Thread(signal, tid, stack if stack_at else 0))
+        return found

@@ -33,6 +33,7 @@ from fastdump.elf import (
     PF_W,
     PF_X,
     PN_XNUM,
+    PRPSINFO,
     PT_LOAD,
     PT_NOTE,
     SHT_NOTE,
@@ -49,7 +50,6 @@ _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _NHDR = struct.Struct("<III")
-_PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 
 _MACHINES = {"x86_64": EM_X86_64, "aarch64": EM_AARCH64}
 _SHT_NULL, _SHT_STRTAB = 0, 3
@@ -165,7 +165,7 @@ def _prpsinfo(process: LiveProcess) -> bytes:
     stat, status = process.stat_fields(), process.status()
     state = stat[0]
     args = " ".join(process.cmdline)
-    return _PRPSINFO.pack(
+    return PRPSINFO.pack(
         max("RSDTZW".find(state), 0),
         state.encode(),
         state == "Z",

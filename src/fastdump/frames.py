@@ -87,6 +87,10 @@ class Frames(Storage):
         self.manifest = self._manifest()
 
     @property
+    def stored(self) -> int:
+        return self.file.size
+
+    @property
     def count(self) -> int:
         """Frames."""
         return len(self.index.starts) - 1

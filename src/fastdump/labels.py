@@ -89,13 +89,13 @@ def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label
 def label_dumped(
     regions: Sequence[Region],
     stack_pointers: Sequence[int],
-    entry: int,
+    executable: str,
     read: Callable[[int, int], bytes],
 ) -> list[Label]:
     """The label of each region of a core, whose modules are known by what memory has of them.
 
     Args:
-        entry: An address in the executable (AT_ENTRY), 0 if it is not known.
+        executable: Its path.
         read: Address and length → bytes, fewer or none where they are not in the core.
     """
     files: dict[tuple[str, int], list[Region]] = {}
@@ -105,19 +105,19 @@ def label_dumped(
 
     def inspect(region: Region) -> _Module | _NotAModule:
         mapped = files[region.file_key]
-        executable = any(r.start <= entry < r.end for r in mapped)
+        is_executable = region.path == executable
         header = b""
         if mapped[0].offset == 0:
             header = read(mapped[0].start, PAGE_SIZE)
         if not header:  # left to the file: code is mapped executable
-            if executable or any(r.perms[2] == "x" for r in mapped):
-                return _Module((), executable, False)
+            if is_executable or any(r.perms[2] == "x" for r in mapped):
+                return _Module((), is_executable, False)
             return _NotAModule("its ELF header, if it has one, is not in the dump")
         try:
             loads = _load_segments(io.BytesIO(header), len(header))
         except _NotAModule as note:
             return note
-        return _Module(loads, executable, False)
+        return _Module(loads, is_executable, False)
 
     return _label_all(regions, stack_pointers, inspect)
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastdump import _native
-from fastdump._native import PAGE_SIZE, Copier, Gap, Slice
+from fastdump._native import PAGE_SIZE, Copier, Gap, Residency, Slice
 from fastdump.labels import Label
 from fastdump.place import Surveyed
 from fastdump.process import LiveProcess
@@ -50,6 +50,11 @@ class LiveSource(Source):
     @property
     def labels(self) -> Sequence[Label]:
         return self._all.labels
+
+    @property
+    def residency(self) -> Sequence[Residency]:
+        """What the page tables held of each region when it was opened."""
+        return self._all.residency
 
     def close(self) -> None:
         if self._survey:

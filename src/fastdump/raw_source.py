@@ -52,6 +52,15 @@ class PackedFile(Storage):
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         return self._opened().parts(offset, length)
 
+    @property
+    def stored(self) -> int:
+        return self._opened().stored
+
+    @property
+    def frames(self) -> Frames:
+        """All of them, to be verified."""
+        return self._opened()
+
     def close(self) -> None:
         if self._frames:
             self._frames.close()

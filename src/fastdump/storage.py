@@ -56,6 +56,11 @@ class Storage(ABC):
     def close(self) -> None:
         """Let go of what it holds open."""
 
+    @property
+    def stored(self) -> int:
+        """Bytes that it takes where it lies."""
+        return self.size
+
     def read(self, offset: int, length: int) -> bytes:
         """As much of a range as there is before something is lost."""
         found = itertools.takewhile(
@@ -104,6 +109,10 @@ class LocalFile(Storage):
         self.fd = fd
         self.size = os.fstat(fd).st_size
 
+    @property
+    def stored(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512  # a core has holes
+
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         end = offset + length
         while offset < end:
@@ -134,6 +143,10 @@ class NamedFile(LocalFile):
         self._path = path
         self.fd = -1
         self.size = os.stat(path).st_size
+
+    @property
+    def stored(self) -> int:
+        return os.stat(self._path).st_blocks * 512
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         try:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "maps": "Show every region of a process, and what would be dumped of it.",
     "dump": "Dump the memory of a live process.",
     "strings": "Print the printable strings in the memory of a process, a dump, or a file.",
+    "info": "Tell what a dump holds, and whether it is whole.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
 
