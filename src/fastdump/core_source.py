@@ -12,6 +12,7 @@ import bisect
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
 from fastdump.dumped import Dumped, uncovered, union
@@ -63,14 +64,28 @@ class ElfCore(Dumped):
             labels = [recorded.label for recorded in manifest.regions]
             gaps = union(manifest.gaps, gaps)
         else:
-            regions, whole, labels = _regions(elf), [], []
+            regions, labels = _regions(elf), []
+            whole = [[] for _ in regions]
         slices = list(_numbered(slices, regions))
         gaps = uncovered(regions, whole, slices, gaps)
         format = "lz4" if frames else "core"
-        super().__init__(name, format, regions, labels, slices, gaps, [file], manifest, notes)
+        super().__init__(
+            name, format, regions, labels, slices, gaps, [file], whole, manifest, notes
+        )
         if not manifest:
             stacks = [thread.stack_pointer for thread in elf.threads]
             self._labels = label_dumped(regions, stacks, elf.executable, self._read_header)
+
+    @property
+    def process(self) -> dict[str, Any]:
+        return (self.manifest.raw.get("process") if self.manifest else None) or self.elf.process
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its content is known to be less than it was."""
+        frames = self.storages[0]
+        lost = bool(isinstance(frames, Frames) and frames.index.lost)
+        return lost or any(gap.reason == TRUNCATED for gap in self.gaps)
 
     def _read_header(self, address: int, length: int) -> bytes:
         """As much as there is."""

@@ -83,9 +83,10 @@ def describe(source: Source) -> dict[str, Any]:
 
 def _of_dump(source: Dumped) -> dict[str, Any]:
     manifest = source.manifest.raw if source.manifest else {}
-    keys = ("tool", "time", "host", "process", "pause", "complete", "selection", "totals")
+    keys = ("tool", "time", "host", "pause", "complete", "selection", "totals")
     found: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
     found["manifest"] = bool(manifest)
+    found["process"] = source.process
     found["size"] = sum(storage.stored for storage in source.storages)
     found["content"] = sum(storage.size for storage in source.storages)
     found["problems"] = list(source.notes)
@@ -94,7 +95,6 @@ def _of_dump(source: Dumped) -> dict[str, Any]:
         found["frames"] = sum(f.count for f in frames)
     if isinstance(source, ElfCore):
         elf = source.elf
-        found.setdefault("process", elf.process)
         found["threads"] = [
             {"tid": t.tid, "signal": t.signal, "stack_pointer": f"{t.stack_pointer:#x}"}
             for t in elf.threads

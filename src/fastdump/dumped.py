@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import errno
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,8 +39,8 @@ class Dumped(Source):
     Attributes:
         storages: Where its bytes lie; the ``file`` of a slice is a number of one.
         manifest: Of ``fastdump dump``; None if another program made the dump.
+        whole: For each region the ranges that it covers: what has no bytes there is zero.
         notes: What a reader should know of it: lines of text.
-        info: What else is known of the process: for ``fastdump info``.
 
     Args:
         slices: Its bytes, in address order, without overlap, within the regions.
@@ -55,14 +56,14 @@ class Dumped(Source):
         slices: Sequence[Slice],
         gaps: Sequence[Gap],
         storages: Sequence[Storage],
+        whole: Sequence[Sequence[Range]],
         manifest: Manifest | None = None,
         notes: Sequence[str] = (),
-        info: dict[str, Any] | None = None,
     ) -> None:
         self.name, self.format = name, format
         self._regions, self._labels = regions, labels
-        self.gaps, self.storages, self.manifest = gaps, storages, manifest
-        self.notes, self.info = notes, info or {}
+        self.gaps, self.storages, self.whole = gaps, storages, whole
+        self.manifest, self.notes = manifest, notes
         self._starts = [region.start for region in regions]
         self._extents = list(_extents(slices, gaps))
         self._extent_starts = [extent.start for extent in self._extents]
@@ -74,6 +75,16 @@ class Dumped(Source):
     @property
     def labels(self) -> Sequence[Label]:
         return self._labels
+
+    @property
+    def slices(self) -> list[Slice]:
+        """Its bytes, in address order."""
+        return [extent.slice for extent in self._extents if extent.slice]
+
+    @property
+    @abstractmethod
+    def process(self) -> dict[str, Any]:
+        """Whose memory it is, as a manifest says it: ``pid``, ``comm`` ...; what is known."""
 
     def close(self) -> None:
         for storage in self.storages:

@@ -214,6 +214,11 @@ class Elf:
         return struct.unpack(f"{self._order}{count}{letter}", raw[: count * size])
 
     @property
+    def is_native(self) -> bool:
+        """Whether it is of the kind that fastdump writes."""
+        return self.wide and self._order == "<"
+
+    @property
     def auxv(self) -> dict[int, int]:
         """AT_* → value: getauxval(3)."""
         found = {}

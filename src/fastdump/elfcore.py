@@ -17,7 +17,7 @@ import os
 import platform
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
 from fastdump.elf import (
@@ -72,17 +72,17 @@ class CoreLayout(NamedTuple):
     def tail(self, manifest: dict[str, object]) -> bytes:
         """What follows at ``end``: the section headers and the manifest."""
         desc = json.dumps(manifest, separators=(",", ":")).encode("ascii")
-        note = _note(NOTE_OWNER, NT_FASTDUMP_MANIFEST, desc)
+        own = note(NOTE_OWNER, NT_FASTDUMP_MANIFEST, desc)
         names_at = self.end + 4 * _SHDR.size
         note_at = -(-(names_at + len(_SECTION_NAMES)) // 4) * 4
         # Section header 0 holds the number of program headers where e_phnum cannot.
         sections = _SHDR.pack(0, _SHT_NULL, 0, 0, 0, 0, 0, self._extended_phnum, 0, 0)
-        sections += _SHDR.pack(1, SHT_NOTE, 0, 0, note_at, len(note), 0, 0, 4, 0)
+        sections += _SHDR.pack(1, SHT_NOTE, 0, 0, note_at, len(own), 0, 0, 4, 0)
         sections += _SHDR.pack(16, _SHT_STRTAB, 0, 0, names_at, len(_SECTION_NAMES), 0, 0, 1, 0)
         # PT_NOTE again, as gcore has it: eu-readelf -n looks at sections where there are any.
         notes_at = _EHDR.size + (self.segments + 1) * _PHDR.size
         sections += _SHDR.pack(26, SHT_NOTE, 0, 0, notes_at, self.notes_size, 0, 0, 4, 0)
-        return sections + _SECTION_NAMES.ljust(note_at - names_at, b"\0") + note
+        return sections + _SECTION_NAMES.ljust(note_at - names_at, b"\0") + own
 
     @property
     def _extended_phnum(self) -> int:
@@ -90,13 +90,39 @@ class CoreLayout(NamedTuple):
         return count if count >= PN_XNUM else 0
 
 
-def lay_out(survey: Survey) -> CoreLayout:
-    """Decide the place of everything in the core of *survey*; absent runs are split off."""
-    machine = _MACHINES.get(platform.machine())
-    if machine is None:
-        raise UsageError(f"no ELF core for {platform.machine()}", "use --format raw")
-    process, regions = survey.process, survey.regions
-    runs = survey.runs()
+def machine_of(name: str) -> int:
+    """``e_machine`` of what uname(2) calls a machine.
+
+    Raises:
+        UsageError: There are no cores for it.
+    """
+    if name not in _MACHINES:
+        raise UsageError(f"no ELF core for {name}", "use --format raw")
+    return _MACHINES[name]
+
+
+def layout_of(survey: Survey) -> CoreLayout:
+    """The layout of the core of *survey*; absent runs are split off."""
+    machine = machine_of(platform.machine())
+    process = survey.process
+    notes = [
+        _prpsinfo(process),
+        note("CORE", NT_AUXV, process.auxv()),
+        note("CORE", NT_FILE, mapped_files_note(survey.regions, process.exe)),
+    ]
+    return lay_out(machine, survey.regions, survey.runs(), b"".join(notes))
+
+
+def lay_out(
+    machine: int, regions: Sequence[Region], runs: Sequence[Sequence[Slice]], notes: bytes
+) -> CoreLayout:
+    """Decide the place of everything in a core.
+
+    Args:
+        machine: ``e_machine``.
+        runs: For each region the slices that hold data.
+        notes: What the PT_NOTE has.
+    """
     plain: list[tuple[int, int, int, Slice | None]] = []  # p_flags, start, end, its bytes
     for region, found in zip(regions, runs, strict=True):
         flags = sum(
@@ -111,7 +137,6 @@ def lay_out(survey: Survey) -> CoreLayout:
             plain.append((flags, run.address, at, run))
         if at < region.end:
             plain.append((flags, at, region.end, None))
-    notes = _notes(process, regions)
     header_size = _EHDR.size + (len(plain) + 1) * _PHDR.size + len(notes)
     offset = start = -(-header_size // PAGE_SIZE) * PAGE_SIZE
     segments: list[Segment] = []
@@ -144,45 +169,56 @@ def _header(machine: int, segments: Sequence[Segment], notes: bytes, end: int) -
     return b"".join([*parts, notes])
 
 
-def _note(owner: str, note_type: int, desc: bytes) -> bytes:
+def note(owner: str, note_type: int, desc: bytes) -> bytes:
+    """One note, padded."""
     name = owner.encode() + b"\0"
     head = _NHDR.pack(len(name), len(desc), note_type)
     return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
 
 
-def _notes(process: LiveProcess, regions: Sequence[Region]) -> bytes:
-    return b"".join(
-        (
-            _note("CORE", NT_PRPSINFO, _prpsinfo(process)),
-            _note("CORE", NT_AUXV, process.auxv()),
-            _note("CORE", NT_FILE, _mapped_files(regions, process.exe)),
-        )
+def _prpsinfo(process: LiveProcess) -> bytes:
+    """NT_PRPSINFO of a live process, from proc_pid_stat(5)."""
+    stat, status = process.stat_fields(), process.status()
+    return prpsinfo_note(
+        {
+            **process.identity,
+            "state": stat[0],
+            "nice": stat[16],
+            "flag": stat[6],
+            "pgrp": stat[2],
+            "sid": stat[3],
+            "uid": status["Uid"].split()[0],
+            "gid": status["Gid"].split()[0],
+        }
     )
 
 
-def _prpsinfo(process: LiveProcess) -> bytes:
-    """``struct elf_prpsinfo`` of linux/elfcore.h, from proc_pid_stat(5)."""
-    stat, status = process.stat_fields(), process.status()
-    state = stat[0]
-    args = " ".join(process.cmdline)
-    return PRPSINFO.pack(
+def prpsinfo_note(process: dict[str, Any]) -> bytes:
+    """``struct elf_prpsinfo`` of linux/elfcore.h, from what a manifest has of a process."""
+    state = str(process.get("state", "R"))
+
+    def number(key: str) -> int:
+        return int(process.get(key, 0))
+
+    desc = PRPSINFO.pack(
         max("RSDTZW".find(state), 0),
         state.encode(),
         state == "Z",
-        int(stat[16]),
-        int(stat[6]),
-        int(status["Uid"].split()[0]),
-        int(status["Gid"].split()[0]),
-        process.pid,
-        int(stat[1]),
-        int(stat[2]),
-        int(stat[3]),
-        os.fsencode(process.comm)[:15],
-        os.fsencode(args)[:79],
+        number("nice"),
+        number("flag"),
+        number("uid"),
+        number("gid"),
+        number("pid"),
+        number("ppid"),
+        number("pgrp"),
+        number("sid"),
+        os.fsencode(str(process.get("comm", "")))[:15],
+        os.fsencode(" ".join(process.get("cmdline", ())))[:79],
     )
+    return note("CORE", NT_PRPSINFO, desc)
 
 
-def _mapped_files(regions: Sequence[Region], exe: str) -> bytes:
+def mapped_files_note(regions: Sequence[Region], exe: str) -> bytes:
     """NT_FILE, as fill_files_note() of Linux fs/binfmt_elf.c; lldb takes entry 0 as the program."""
     mapped = [r for r in regions if r.has_file]
     mapped.sort(key=lambda r: r.path != exe)
@@ -211,7 +247,7 @@ class CoreFile:
         return self._emit if self._blocks else None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
-        self._layout = lay_out(survey)
+        self._layout = layout_of(survey)
         survey.count_all_but(self._layout.slices)
         os.ftruncate(self._output.fd, self._layout.end)
         self._output.write_at(self._layout.header, 0)
@@ -257,7 +293,7 @@ class CoreStream:
         self._output = output
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
-        self._layout = lay_out(survey)
+        self._layout = layout_of(survey)
         survey.count_all_but(self._layout.slices)
         self._stream = self._output.stream()
         self._stream.write(self._layout.header)

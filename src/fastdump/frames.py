@@ -307,11 +307,12 @@ class FrameStream:
         self._stream.write(frame)
         self._entries += _SEEK_ENTRY.pack(len(frame), content_length)
 
-    def close(self, manifest: dict[str, object], compressor: Compressor) -> int:
+    def close(self, manifest: dict[str, object] | None, compressor: Compressor) -> int:
         """Write the skippable frames, and flush; the length of it all in bytes."""
-        text = json.dumps(manifest, separators=(",", ":")).encode("ascii")
-        payload = MANIFEST_OWNER + compressor.frame(text)
-        self._stream.write(_SKIPPABLE.pack(MANIFEST_MAGIC, len(payload)) + payload)
+        if manifest:
+            text = json.dumps(manifest, separators=(",", ":")).encode("ascii")
+            payload = MANIFEST_OWNER + compressor.frame(text)
+            self._stream.write(_SKIPPABLE.pack(MANIFEST_MAGIC, len(payload)) + payload)
         count = len(self._entries) // _SEEK_ENTRY.size
         table = bytes(self._entries) + _SEEK_FOOTER.pack(count, 0, SEEKABLE_MAGIC)
         self._stream.write(_SKIPPABLE.pack(SEEK_TABLE_MAGIC, len(table)) + table)

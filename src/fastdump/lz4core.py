@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator
 
 from fastdump._native import Copier, Slice
-from fastdump.elfcore import lay_out
+from fastdump.elfcore import layout_of
 from fastdump.frames import FRAME_SIZE, Compressor, FrameStream
 from fastdump.output import Output
 from fastdump.survey import Survey, pieces_of
@@ -29,7 +29,7 @@ class Lz4Writer:
         self._compressor = Compressor(level)
 
     def begin(self, survey: Survey, threads: int) -> Iterator[list[Slice]]:
-        self._layout = lay_out(survey)
+        self._layout = layout_of(survey)
         survey.count_all_but(self._layout.slices)
         self._frames = FrameStream(self._output.stream())
         self._write(self._layout.header)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
 from fastdump.dumped import Dumped, uncovered, union
@@ -99,7 +100,7 @@ class RawDump(Dumped):
         storages: list[Storage] = []
         slices: list[Slice] = []
         lost: list[Gap] = []
-        for file, found, _ in files:
+        for file, found, number in files:
             if not _NAME.fullmatch(file):
                 raise CorruptDump(f"the manifest of {name} names the file {file!r}")
             if file not in there:
@@ -114,7 +115,9 @@ class RawDump(Dumped):
                 continue
             storages.append(NamedFile(path))
             size = min(there[file], length)
-            slices += (at.part(start, end - start) for start, end in _runs(path, size))
+            covered = any(r.start <= found.start and found.end <= r.end for r in whole[number])
+            runs = _runs(path, size) if covered else [(0, size)]
+            slices += (at.part(start, end - start) for start, end in runs if start < end)
             if size < length:
                 lost.append(Gap(found.start + size, found.end, TRUNCATED))
         slices.sort()
@@ -131,8 +134,16 @@ class RawDump(Dumped):
             slices,
             uncovered(regions, whole, slices, gaps),
             storages,
+            whole,
             manifest,
         )
+        self._pid = int(files[0][0].partition("_")[0]) if files else 0
+
+    @property
+    def process(self) -> dict[str, Any]:
+        if self.manifest and "process" in self.manifest.raw:
+            return dict(self.manifest.raw["process"])
+        return {"pid": self._pid}
 
 
 def is_raw_dump(folder: str) -> bool:

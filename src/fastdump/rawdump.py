@@ -25,6 +25,10 @@ MANIFEST_NAME = "manifest.json"
 _DIRECT_FROM = 1 << 20
 
 
+# For the start of each region, what the manifest says of its files.
+FileEntries = dict[int, list[dict[str, object]]]
+
+
 class Piece(NamedTuple):
     """What one thread copies at a time, and into which file."""
 
@@ -41,7 +45,7 @@ class Raw:
 
     def __init__(self, folder: PartFolder) -> None:
         self._folder = folder
-        self._files: dict[int, list[dict[str, object]]] = {}
+        self._files: FileEntries = {}
         self._blocks = Blocks() if one_at_a_time(folder.fd) else None
         self._open: tuple[str, int, int] | None = None  # what _emit writes: name, fd, hole
 
@@ -66,7 +70,7 @@ class Raw:
             if not choice.included:
                 continue
             name = f"{survey.process.pid}_mem_{region.start:08x}.bin"
-            self._files[region.start] = [_entry(name, region.start, region.end)]
+            self._files[region.start] = [file_entry(name, region.start, region.end)]
             if not found:  # a file of zeros
                 yield Piece(name, [], region.length)
             for run in found:  # what lies between runs is a hole
@@ -122,7 +126,7 @@ class Raw:
 
     def _write_manifest(self, manifest: dict[str, object]) -> None:
         self._close()
-        _write_manifest(self._folder, manifest, self._files)
+        write_manifest(self._folder, manifest, self._files)
 
 
 class RawLz4:
@@ -134,7 +138,7 @@ class RawLz4:
     def __init__(self, folder: PartFolder, level: int = 1) -> None:
         self._folder = folder
         self._compressor = Compressor(level)
-        self._files: dict[int, list[dict[str, object]]] = {}
+        self._files: FileEntries = {}
         self._stream: Stream | None = None
 
     def begin(self, survey: Survey, threads: int) -> Iterator[Piece]:
@@ -143,7 +147,7 @@ class RawLz4:
         pid = survey.process.pid
         for region, found in zip(survey.regions, runs, strict=True):
             for s in found:
-                entry = _entry(_lz4_name(pid, s), s.address, s.address + s.length)
+                entry = file_entry(_lz4_name(pid, s), s.address, s.address + s.length)
                 self._files.setdefault(region.start, []).append(entry)
         return self._pieces(pid, runs)
 
@@ -169,12 +173,12 @@ class RawLz4:
             self._close()
 
     def finish(self, manifest: dict[str, object]) -> int:
-        _write_manifest(self._folder, manifest, self._files)
+        write_manifest(self._folder, manifest, self._files)
         return self._folder.commit()
 
     def keep(self, manifest: dict[str, object]) -> str:
         self._close()
-        _write_manifest(self._folder, manifest, self._files)
+        write_manifest(self._folder, manifest, self._files)
         return self._folder.keep()
 
     def abort(self) -> None:
@@ -193,7 +197,8 @@ class RawLz4:
                 os.close(stream.fd)
 
 
-def _entry(name: str, start: int, end: int) -> dict[str, object]:
+def file_entry(name: str, start: int, end: int) -> dict[str, object]:
+    """What a manifest says of a file."""
     return {"name": name, "start": f"{start:#x}", "end": f"{end:#x}"}
 
 
@@ -201,10 +206,10 @@ def _lz4_name(pid: int, run: Slice) -> str:
     return f"{pid}_mem_{run.address:08x}.bin.lz4"
 
 
-def _write_manifest(
+def write_manifest(
     folder: PartFolder,
     manifest: dict[str, object],
-    files: dict[int, list[dict[str, object]]],
+    files: FileEntries,
 ) -> None:
     """The manifest with the files of each region in it."""
     regions = manifest["regions"]

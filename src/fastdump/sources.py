@@ -10,6 +10,7 @@ from fastdump.errors import UsageError
 from fastdump.source import Source
 
 _LZ4_FRAME = b"\x04\x22\x4d\x18"
+_MOST_BLOCK = (4 << 20) + 64  # with its headers
 
 
 def open_source(name: str) -> Source:
@@ -66,7 +67,7 @@ def open_dump(path: str) -> Source | None:
 
             return RawDump(path, path)
         magic = os.pread(fd, 18, 0) if stat.S_ISREG(mode) else b""
-        packed = magic[:4] == _LZ4_FRAME and is_core(_unpacked(os.pread(fd, 1 << 16, 0)))
+        packed = magic[:4] == _LZ4_FRAME and is_core(_unpacked(fd))
         if not packed and not is_core(magic):
             return None
         from fastdump.core_source import ElfCore
@@ -86,12 +87,14 @@ def is_core(magic: bytes) -> bool:
     return magic[16:18] in (b"\4\0", b"\0\4")
 
 
-def _unpacked(frame: bytes) -> bytes:
-    """The first bytes of an LZ4 frame."""
+def _unpacked(fd: int) -> bytes:
+    """The first bytes that an LZ4 file holds."""
     import lz4.frame
 
-    try:
-        found: bytes = lz4.frame.LZ4FrameDecompressor().decompress(frame, max_length=18)
+    try:  # a block is unpacked as a whole
+        found: bytes = lz4.frame.LZ4FrameDecompressor().decompress(
+            os.pread(fd, _MOST_BLOCK, 0), max_length=18
+        )
     except (RuntimeError, ValueError):
         return b""
     return found

@@ -6,14 +6,16 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from fastdump.cli.options import (
     OrderedCommand,
+    check_level,
     preset_of,
+    progress_bar,
     rules_of,
     selection_options,
     swap_option,
@@ -26,12 +28,6 @@ from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
 from fastdump.survey import Survey
 from fastdump.text import printable, size
-
-
-def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
-    if not -65537 <= value <= 12 or value == 0:
-        raise click.BadParameter("1 to 12, or negative for acceleration")
-    return value
 
 
 @click.command(name="dump", cls=OrderedCommand)
@@ -59,7 +55,7 @@ def _check_level(ctx: click.Context, param: click.Parameter, value: int) -> int:
     "--level",
     default=1,
     show_default=True,
-    callback=_check_level,
+    callback=check_level,
     help="LZ4 level as of lz4(1): 1 is fast, 3 to 12 is smaller, negative is faster still.",
 )
 @click.option(
@@ -126,7 +122,7 @@ def command(
             with uninterrupted():
                 writer, name = open_writer(format, output, force=force, level=level)
                 stack.callback(writer.abort)  # does nothing once it is whole
-            with _progress(quiet or as_json) as progress:
+            with progress_bar(quiet or as_json) as progress:
                 report = dump(
                     survey, writer, name, format, threads=threads, begun=begun, progress=progress
                 )
@@ -139,33 +135,6 @@ def command(
         lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
         click.echo(f"fastdump: incomplete: {size(lost)} could not be read (see gaps)", err=True)
     return report.exit_code
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, else nothing."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    with Progress(
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_plan(plan: Plan, output: str, as_json: bool) -> None:

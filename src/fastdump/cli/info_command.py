@@ -89,9 +89,12 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         host = found["host"]
         yield _line("host", f"{host['name']}, Linux {host['kernel']}, {host['machine']}")
     if "tool" in found:
-        pause = "it was not stopped" if found["pause"] == "none" else found["pause"]
-        whole = "" if found["complete"] else "; INCOMPLETE: the target went away"
-        yield _line("taken", f"{found['time']} by {found['tool']}; {pause}{whole}")
+        told = [f"{found.get('time', 'converted')} by {found['tool']}"]
+        if found.get("pause") == "none":
+            told.append("it was not stopped")
+        if not found.get("complete", True):
+            told.append("INCOMPLETE: the target went away")
+        yield _line("taken", "; ".join(told))
     elif found["format"] != "process":
         yield _line("taken", "not by fastdump: it has no manifest")
     signalled = [t for t in found.get("threads") or () if t["signal"]]
