@@ -48,6 +48,7 @@ ORDER = [
     "string_search",
     "top",
     "matches",
+    "api",
     "cli",
 ]
 

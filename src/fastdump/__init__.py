@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "Match", "batches", "strings"]
+_MODULES = {
+    "Batch": "matches",
+    "Match": "matches",
+    "Opened": "api",
+    "attach": "api",
+    "batches": "matches",
+    "open": "api",
+    "strings": "matches",
+}
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     """The API is imported when it is used: the command line starts without it."""
-    if name in __all__:
-        from fastdump import matches
+    if name in _MODULES:
+        import importlib
 
-        return getattr(matches, name)
-    raise AttributeError(name)
+        return getattr(importlib.import_module(f"fastdump.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'fastdump' has no attribute {name!r}")

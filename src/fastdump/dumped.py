@@ -155,6 +155,15 @@ class Dumped(Source):
             if at < end:
                 yield Gap(at, end, NOT_MAPPED, errno.EFAULT)
 
+    def mapped(self, start: int, end: int) -> memoryview | None:
+        number = max(bisect.bisect_right(self._extent_starts, start) - 1, 0)
+        for extent in self._extents[number : number + 1]:
+            s = extent.slice
+            if s and extent.start <= start < end <= extent.end:
+                offset = s.file_offset + start - extent.start
+                return self.storages[s.file].mapped(offset, end - start)
+        return None
+
     def _walk_extent(self, extent: Extent) -> Iterator[Chunk | Zeros | Gap]:
         if extent.gap:
             yield extent.gap

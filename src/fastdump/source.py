@@ -101,6 +101,10 @@ class Source(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def mapped(self, start: int, end: int) -> memoryview | None:
+        """The bytes of a range where they lie, without a copy; None where that cannot be."""
+        return None
+
     def read_into(self, address: int, buffer: Any) -> int:
         """Read 1 to ``len(buffer)`` bytes at *address*: fewer where a gap follows.
 

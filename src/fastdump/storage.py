@@ -6,7 +6,9 @@ holds, is handed to it a part at a time; so no dump is ever unpacked as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -60,6 +62,10 @@ class Storage(ABC):
     def stored(self) -> int:
         """Bytes that it takes where it lies."""
         return self.size
+
+    def mapped(self, offset: int, length: int) -> memoryview | None:
+        """A range where it lies, without a copy; None where that cannot be."""
+        return None
 
     def read(self, offset: int, length: int) -> bytes:
         """As much of a range as there is before something is lost."""
@@ -127,6 +133,13 @@ class LocalFile(Storage):
             yield part
             offset += len(part)
 
+    def mapped(self, offset: int, length: int) -> memoryview | None:
+        if offset + length > os.fstat(self.fd).st_size:
+            return None
+        before = offset % mmap.ALLOCATIONGRANULARITY
+        area = mmap.mmap(self.fd, before + length, prot=mmap.PROT_READ, offset=offset - before)
+        return memoryview(area)[before:]
+
     def batches(self, slices: Sequence[Slice]) -> Iterator[Sequence[Slice] | Gap]:
         yield [s._replace(file=self.fd, flags=s.flags | PLAIN) for s in slices]
 
@@ -136,39 +149,46 @@ class LocalFile(Storage):
             os.close(fd)
 
 
-class NamedFile(LocalFile):
+class NamedFile(Storage):
     """A file that is open only while it is read: a folder may have a hundred thousand of them."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.fd = -1
         self.size = os.stat(path).st_size
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[LocalFile]:
+        file = LocalFile(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            yield file
+        finally:
+            file.close()
 
     @property
     def stored(self) -> int:
-        return os.stat(self._path).st_blocks * 512
+        with self._opened() as file:
+            return file.stored
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         try:
-            file = LocalFile(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+            with self._opened() as file:
+                yield from file.parts(offset, length)
         except OSError as error:
             yield Lost(length, os.strerror(error.errno or 0))
-            return
-        try:
-            yield from file.parts(offset, length)
-        finally:
-            file.close()
 
     def batches(self, slices: Sequence[Slice]) -> Iterator[Sequence[Slice] | Gap]:
         try:
-            file = LocalFile(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+            with self._opened() as file:
+                yield from file.batches(slices)
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            yield from (
-                Gap(s.address, s.address + s.length, reason) for s in slices if not s.flags & AGAIN
-            )
-            return
-        try:
-            yield from file.batches(slices)
-        finally:
-            file.close()
+            for s in slices:
+                if not s.flags & AGAIN:
+                    yield Gap(s.address, s.address + s.length, reason)
+
+    def mapped(self, offset: int, length: int) -> memoryview | None:
+        with self._opened() as file:
+            return file.mapped(offset, length)
+
+    def close(self) -> None:
+        """It is not open."""
