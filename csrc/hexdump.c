@@ -115,8 +115,9 @@ int64_t fastdump_hexdump_room(const struct fastdump_hexdump *dump) {
 
 static int64_t check(const struct fastdump_hexdump *dump, uint64_t length, uint64_t capacity) {
     uint64_t last;
-    if (length && (__builtin_add_overflow(dump->address, length - 1, &last) ||
-                   (dump->digits < 16 && last >> (4 * dump->digits))))
+    if (length > INT64_MAX ||
+        (length && (__builtin_add_overflow(dump->address, length - 1, &last) ||
+                    (dump->digits < 16 && last >> (4 * dump->digits)))))
         return -EOVERFLOW;
     return capacity < (uint64_t)fastdump_hexdump_room(dump) ? -ENOSPC : 0;
 }
