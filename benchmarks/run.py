@@ -27,6 +27,9 @@ sparse     Huge reservations: time, output, and growth of the target.
 start      The shortest commands, Python's start included.
 strings-*  See strings_rows.py. For fastdump: threads, as above. Output goes to /dev/null, as no
            terminal or pipe takes so much; gcore needs room for its file. ``rg`` prints no offsets.
+hexdump-*  A live process against ``hexdump -C`` on a file of the same bytes in memory: random ones,
+           and zeros (one line, whatever the size). Output goes to /dev/null. Against it: it reads
+           another process, and starts Python, which is most of what 128 MiB take.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -58,12 +61,13 @@ import engines
 import heap_image
 from engines import HERE, Bench
 from heap_image import parse_size
+from hexdump_rows import HEXDUMP_ROWS
 from rows import ROWS as DUMP_ROWS
 from rows import Check, Need, Result
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 
-ROWS = DUMP_ROWS | STRINGS_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | HEXDUMP_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free

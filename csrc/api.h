@@ -364,3 +364,50 @@ void fastdump_table_settle(struct fastdump_table *table);
 /* The indexes of the entries with the most bytes, descending; how many: at most count. */
 int64_t fastdump_table_top(const struct fastdump_table *table, uint64_t count,
                            uint64_t *indexes_ret);
+
+/*
+ * Bytes as hexdump -C shows them: an address, hexadecimal cells, text between bars. Of lines that
+ * are equal the first is shown, and a "*" for the others.
+ */
+#define FASTDUMP_HEXDUMP_WIDTH 256 /* bytes of a line, at most */
+
+/* One dump: the caller sets the options, fastdump_hexdump_begin() the rest. */
+struct fastdump_hexdump {
+    uint32_t width;  /* bytes of a line */
+    uint32_t group;  /* bytes between wider gaps */
+    uint32_t digits; /* of addresses: 1 to 16 */
+    int32_t color;   /* 1: escape codes, where the class of a byte is another one */
+    int32_t all;     /* 1: equal lines too */
+    uint32_t first;  /* cells of the line being filled that are blank, in front, */
+    uint32_t filled; /* and how far it is filled, with these */
+    int32_t shown;   /* 1: previous is the line before it, */
+    int32_t starred; /* and a "*" stands for it */
+    int32_t reserved;
+    uint64_t address; /* of the next byte */
+    unsigned char line[FASTDUMP_HEXDUMP_WIDTH];
+    unsigned char previous[FASTDUMP_HEXDUMP_WIDTH];
+};
+
+/*
+ * Begin a dump at an address. Lines begin at it and each width bytes behind it; of the first one
+ * blank cells come before it. Returns 0, or -EINVAL: an option is out of bounds.
+ */
+int64_t fastdump_hexdump_begin(struct fastdump_hexdump *dump, uint64_t address, uint32_t blank);
+
+/* The bytes that a line takes at most: no less capacity serves. */
+int64_t fastdump_hexdump_room(const struct fastdump_hexdump *dump);
+
+/*
+ * Show length bytes that follow those before. Returns how many were taken: less than length when
+ * the output is full; *written_ret bytes of it are used. -EOVERFLOW: an address has more digits;
+ * -ENOSPC: less capacity than a line takes.
+ */
+int64_t fastdump_hexdump(struct fastdump_hexdump *dump, const void *data, uint64_t length,
+                         uint64_t capacity, void *out, uint64_t *written_ret);
+
+/* The same with zeros; where equal lines are not shown, whatever the length, at once. */
+int64_t fastdump_hexdump_zeros(struct fastdump_hexdump *dump, uint64_t length, uint64_t capacity,
+                               void *out, uint64_t *written_ret);
+
+/* Show the line that is not whole, if any. Returns the bytes written, or -ENOSPC. */
+int64_t fastdump_hexdump_end(struct fastdump_hexdump *dump, uint64_t capacity, void *out);

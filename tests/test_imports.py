@@ -41,6 +41,8 @@ ORDER = [
     "live_source",
     "sources",
     "addresses",
+    "symbols",
+    "pointers",
     "verify",
     "description",
     "extract",

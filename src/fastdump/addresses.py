@@ -23,7 +23,7 @@ from fastdump.source import Source
 
 DEFAULT_LENGTH = 256
 _ADDRESS = re.compile(r"(?:0x)?[0-9a-f]{1,16}", re.ASCII | re.IGNORECASE)
-_LENGTH = re.compile(r"(0x[0-9a-f]+|[0-9]+)([kmg]?)", re.ASCII | re.IGNORECASE)
+_LENGTH = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]{1,20})([kmg]?)", re.ASCII | re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LIMIT = (1 << 64) - 1
 _MOST_CANDIDATES = 8
@@ -38,7 +38,7 @@ def parse_length(text: str) -> int:
     found = _LENGTH.fullmatch(text)
     if not found:
         raise UsageError(f"{text!r} is no length", "16, 0x10, 64K, 2M and 1G are")
-    return int(found[1], 0 if found[1][:2] in ("0x", "0X") else 10) * _UNITS[found[2].lower()]
+    return int(found[1], 16 if "x" in found[1].lower() else 10) * _UNITS[found[2].lower()]
 
 
 def ranges_of(text: str, source: Source, length: int | None = None) -> list[Range]:
@@ -60,6 +60,8 @@ def ranges_of(text: str, source: Source, length: int | None = None) -> list[Rang
     else:
         named = _named(name, source)
         if not numbers:
+            if length == 0:
+                raise UsageError(f"{text} with a length of 0 is empty")
             return list(_head(_joined(named), length))
         start = named[0].start + parse_length(numbers.pop(0))
     if len(numbers) > 1:

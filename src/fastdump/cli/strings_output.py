@@ -30,7 +30,7 @@ from fastdump._strings import (
 from fastdump.cli.table import print_table
 from fastdump.crew import usual_threads
 from fastdump.errors import UsageError
-from fastdump.hexdump import hexdump
+from fastdump.hexdump import Hexdump
 from fastdump.matches import decode
 from fastdump.place import Place, Stream
 from fastdump.string_search import StringsReport
@@ -222,7 +222,10 @@ class Records(Output):
 
     def _context(self, place: Place, row: Row, copier: Copier) -> bytes:
         start, data = place.around(copier, row.address, row.length, self.wanted.context or 0)
-        return "".join(f"    {line}\n" for line in hexdump(data, start)).encode("ascii")
+        dump = Hexdump(16 if start + len(data) > 1 << 32 else 8, squeeze=False)
+        dump.begin(start, aligned=True)
+        lines = b"".join(map(bytes, dump.feed(data))) + bytes(dump.end())
+        return b"".join(b"    %b" % line for line in lines.splitlines(keepends=True))
 
 
 class Filter:

@@ -1,0 +1,95 @@
+"""Pointers: what an address of a source leads to, in words."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import stat
+
+from fastdump.addresses import region_name, short_name
+from fastdump.errors import FaultError
+from fastdump.live_source import LiveSource
+from fastdump.source import Source
+from fastdump.symbols import Symbols
+from fastdump.text import printable
+
+
+class Pointers:
+    """Names of addresses: a symbol of a module, or an offset in a region.
+
+    The file of a module is opened when an address in it is first met: of a live process the very
+    file that is mapped; of a dump the file of that path on this host, if it has the build id that
+    the dump has in its memory.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._live = source.process if isinstance(source, LiveSource) else None
+        self._starts = [region.start for region in source.regions]
+        self._names = list(map(region_name, source.regions, source.labels))
+        self._first: dict[str, int] = {}  # of each name: the start of its first region
+        for region, name in zip(source.regions, self._names, strict=True):
+            self._first.setdefault(name, region.start)
+        self._modules: dict[str, tuple[Symbols, int] | None] = {}
+
+    def name_of(self, address: int) -> str:
+        """What *address* leads to, fit for a terminal; empty if no region has it."""
+        number = bisect.bisect_right(self._starts, address) - 1
+        if number < 0 or address >= self._source.regions[number].end:
+            return ""
+        name, label = self._names[number], self._source.labels[number]
+        if not name:
+            start = self._starts[number]
+            return f"{label.kind.value} {start:x}{_plus(address - start)}"
+        if label.module and (found := self._symbol(name, address)):
+            symbol, offset = found
+            return f"{printable(short_name(name))}:{printable(symbol)}{_plus(offset)}"
+        return f"{printable(short_name(name))}{_plus(address - self._first[name])}"
+
+    def _symbol(self, name: str, address: int) -> tuple[str, int] | None:
+        if name not in self._modules:
+            self._modules[name] = self._load(name)
+        module = self._modules[name]
+        if not module:
+            return None
+        symbols, bias = module
+        return symbols.at(address - bias)
+
+    def _load(self, name: str) -> tuple[Symbols, int] | None:
+        """The symbols of a module and where it is loaded, if its file can be had."""
+        regions = zip(self._source.regions, self._names, strict=True)
+        region = next((r for r, n in regions if n == name and r.has_file), None)
+        if not region:
+            return None
+        try:
+            fd = self._live.open_mapped(region) if self._live else _open_by_path(region.path)
+        except OSError:
+            return None
+        with os.fdopen(fd, "rb") as file:
+            symbols = Symbols(file)
+        bias = symbols.bias_of(region.start, region.offset)
+        if bias is None or not (self._live or self._is_same_build(symbols, bias)):
+            return None
+        return symbols, bias
+
+    def _is_same_build(self, symbols: Symbols, bias: int) -> bool:
+        if not symbols.build_id:
+            return False
+        vaddr, note = symbols.build_id
+        try:
+            return self._source.read(bias + vaddr, len(note)) == note
+        except FaultError:
+            return False
+
+
+def _plus(offset: int) -> str:
+    return f"+{offset:#x}" if offset else ""
+
+
+def _open_by_path(path: str) -> int:
+    """A descriptor of a regular file: a path from a dump may be anything."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError("not a regular file")
+    return fd

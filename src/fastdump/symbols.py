@@ -1,0 +1,121 @@
+"""Symbols of ELF files: which function or variable an address lies in."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+from fastdump._native import PAGE_SIZE
+
+_SYMBOL = {64: struct.Struct("<IBBHQQ"), 32: struct.Struct("<IIIBBH")}  # Elf64_Sym, Elf32_Sym
+_OBJECT, _FUNC, _GNU_IFUNC = 1, 2, 10
+_GLOBAL = 1
+# What no file of use has more of; a file may say anything.
+_MOST_BYTES = 256 << 20
+_MOST_NOTES = 1 << 20
+_MOST_NAME = 1 << 16
+
+
+class Symbol(NamedTuple):
+    """Where a function or variable lies; its name is at an offset of the string table."""
+
+    value: int
+    size: int
+    name: int
+
+
+class BuildId(NamedTuple):
+    """The note with the build id: where it is mapped, before relocation, and its bytes."""
+
+    vaddr: int
+    note: bytes
+
+
+class Symbols:
+    """The functions and variables of an ELF file: of ``.symtab``, else of ``.dynsym``.
+
+    Empty where the file is broken or hostile: it never fails for what a file holds.
+
+    Attributes:
+        build_id: None if it has none.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.build_id: BuildId | None = None
+        self._loads: list[tuple[int, int, int]] = []
+        self._symbols: list[Symbol] = []
+        self._strings = b""
+        try:
+            self._read(file)
+        except Exception:  # untrusted bytes in a foreign parser
+            self._symbols = []
+        self._values = [symbol.value for symbol in self._symbols]
+
+    def _read(self, file: BinaryIO) -> None:
+        from elftools.elf.elffile import ELFFile  # 35 ms to import
+
+        elf: Any = ELFFile(file)
+        for segment in elf.iter_segments():
+            if segment["p_type"] == "PT_LOAD":
+                self._loads.append((segment["p_offset"], segment["p_vaddr"], segment["p_filesz"]))
+            elif segment["p_type"] == "PT_NOTE" and segment["p_filesz"] <= _MOST_NOTES:
+                self.build_id = self.build_id or _build_id_of(file, segment)
+        section = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
+        if not section or not elf.little_endian:
+            return
+        layout = _SYMBOL[elf.elfclass]
+        table = _content(file, section)
+        self._strings = _content(file, elf.get_section(section["sh_link"]))
+        best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
+        for fields in layout.iter_unpack(table[: len(table) // layout.size * layout.size]):
+            if elf.elfclass == 64:
+                name, info, _, index, value, size = fields
+            else:
+                name, value, size, info, _, index = fields
+            if not index or not size or info & 15 not in (_OBJECT, _FUNC, _GNU_IFUNC):
+                continue
+            # Of several names for one thing the one that programs use: malloc, not __libc_malloc.
+            rank = info >> 4 == _GLOBAL, size, self._strings[name : name + 1] != b"_"
+            if value not in best or rank > best[value][0]:
+                best[value] = rank, Symbol(value, size, name)
+        self._symbols = sorted(symbol for _, symbol in best.values())
+
+    def bias_of(self, start: int, offset: int) -> int | None:
+        """What is added to each address of the file where *offset* of it is mapped at *start*."""
+        for p_offset, p_vaddr, p_filesz in self._loads:
+            if p_offset // PAGE_SIZE * PAGE_SIZE <= offset < p_offset + max(p_filesz, 1):
+                return start - (offset - p_offset) - p_vaddr
+        return None
+
+    def at(self, vaddr: int) -> tuple[str, int] | None:
+        """The symbol that holds an address of the file, and the offset in it."""
+        number = bisect.bisect_right(self._values, vaddr) - 1
+        if number < 0:
+            return None
+        symbol = self._symbols[number]
+        if vaddr - symbol.value >= symbol.size:
+            return None
+        end = self._strings.find(b"\0", symbol.name, symbol.name + _MOST_NAME)
+        if end < 0:
+            return None
+        name = self._strings[symbol.name : end].partition(b"@")[0]  # without its version
+        return os.fsdecode(name), vaddr - symbol.value
+
+
+def _content(file: BinaryIO, section: Any) -> bytes:
+    """The bytes of a section, as far as the file has them."""
+    if section["sh_size"] > _MOST_BYTES:
+        raise ValueError(f"a section of {section['sh_size']} bytes")
+    file.seek(section["sh_offset"])
+    return file.read(section["sh_size"])
+
+
+def _build_id_of(file: BinaryIO, segment: Any) -> BuildId | None:
+    for note in segment.iter_notes():
+        if note["n_type"] == "NT_GNU_BUILD_ID":
+            file.seek(note["n_offset"])
+            vaddr = segment["p_vaddr"] + note["n_offset"] - segment["p_offset"]
+            return BuildId(vaddr, file.read(note["n_size"]))
+    return None
