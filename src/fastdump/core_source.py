@@ -52,11 +52,14 @@ class ElfCore(Dumped):
     def __init__(self, file: Storage, name: str) -> None:
         self.elf = elf = Elf(file, name)
         frames = file if isinstance(file, Frames) else None
-        text = (frames and frames.manifest) or elf.manifest_note()
+        text = frames.manifest if frames else None
+        text = text or elf.manifest_note()
         slices, gaps = _contents(elf.segments, file.size)
         notes = list(elf.lost)
         if frames and frames.index.lost:
             notes.append(f"{frames.index.lost}: what follows byte {file.size:,} of it is lost")
+        elif frames and frames.index.rebuilt:
+            notes.append("the seek table is missing: the frames were found by walking them")
         manifest = read_manifest(text) if text else None
         if manifest:
             regions = [recorded.region for recorded in manifest.regions]
@@ -85,7 +88,7 @@ class ElfCore(Dumped):
         """Whether its content is known to be less than it was."""
         frames = self.storages[0]
         lost = bool(isinstance(frames, Frames) and frames.index.lost)
-        return lost or any(gap.reason == TRUNCATED for gap in self.gaps)
+        return lost or bool(self.elf.lost) or any(gap.reason == TRUNCATED for gap in self.gaps)
 
     def _read_header(self, address: int, length: int) -> bytes:
         """As much as there is."""

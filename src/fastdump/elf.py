@@ -200,6 +200,8 @@ class Elf:
         if not self.wide or not 0 < self._shnum <= 16 or self._shentsize != size:
             return None
         raw = self._file.read(self._shoff, self._shnum * size)
+        if len(raw) < self._shnum * size:
+            self.lost.append("the section headers are cut off, and with them a manifest, maybe")
         for section in struct.iter_unpack(self._order + "IIQQQQIIQQ", raw[: len(raw) // 64 * 64]):
             if section[1] == SHT_NOTE:
                 for note in self._notes(section[4], section[5]):

@@ -53,13 +53,15 @@ class Index:
     Attributes:
         offsets: Of the frames in the file, and of the end of the last.
         starts: Of their contents, likewise.
-        lost: What is wrong with the file; empty if nothing is.
+        lost: What is wrong behind the last frame; empty if nothing is.
+        rebuilt: There was no seek table: the frames were walked.
     """
 
     def __init__(self) -> None:
         self.offsets = array("Q", [0])
         self.starts = array("Q", [0])
         self.lost = ""
+        self.rebuilt = False
 
     def add(self, size: int, content: int) -> None:
         self.offsets.append(self.offsets[-1] + size)
@@ -214,12 +216,13 @@ def _by_table(file: Storage) -> Index | None:
 def _by_walk(file: Storage, name: str) -> Index:
     """The index by the headers of frames and blocks, as far as they make sense."""
     index = Index()
+    index.rebuilt = True
     while index.offsets[-1] < file.size:
         at = index.offsets[-1]
         head = file.read(at, 19)
         magic = _WORD.unpack(head[:4].ljust(4, b"\0"))[0]
         if magic & 0xFFFFFFF0 == _SKIPPABLE_MAGIC and at:
-            return index  # ours have what follows at the end only
+            break  # ours have such at the end only
         content = _content_size(head)
         if magic == FRAME_MAGIC and len(head) >= 7 and (content is None or content > MOST_CONTENT):
             raise CorruptDump(
@@ -235,8 +238,6 @@ def _by_walk(file: Storage, name: str) -> Index:
             index.lost = TRUNCATED
             break
         index.add(size, content)
-    if not index.lost:
-        index.lost = TRUNCATED  # of ours, the seek table is missing
     return index
 
 

@@ -25,7 +25,7 @@ _COMMANDS = {
     "dump": "Dump the memory of a live process.",
     "strings": "Print the printable strings in the memory of a process, a dump, or a file.",
     "hexdump": "Show the memory of a process or a dump as hexdump -C does.",
-    "info": "Tell what a dump holds, and whether it is whole.",
+    "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
