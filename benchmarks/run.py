@@ -30,6 +30,9 @@ strings-*  See strings_rows.py. For fastdump: threads, as above. Output goes to 
 hexdump-*  A live process against ``hexdump -C`` on a file of the same bytes in memory: random ones,
            and zeros (one line, whatever the size). Output goes to /dev/null. Against it: it reads
            another process, and starts Python, which is most of what 128 MiB take.
+lz4-walk   ``info --verify`` of a ``.core.lz4`` in memory against ``lz4 -dc``, which has one thread
+           and throws its output away. Both check all checksums.
+lz4-read   4 KiB anywhere in it, through the Python API; the index is in memory by then.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -62,12 +65,13 @@ import heap_image
 from engines import HERE, Bench
 from heap_image import parse_size
 from hexdump_rows import HEXDUMP_ROWS
+from reading_rows import READING_ROWS
 from rows import ROWS as DUMP_ROWS
 from rows import Check, Need, Result
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | HEXDUMP_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | HEXDUMP_ROWS | READING_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free
