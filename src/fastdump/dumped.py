@@ -141,7 +141,7 @@ class Dumped(Source):
         for at, end in ranges:
             number = max(bisect.bisect_right(self._starts, at) - 1, 0)
             for region in itertools.islice(self._regions, number, None):
-                if region.start >= end:
+                if max(at, region.start) >= end:
                     break
                 if region.end <= at:
                     continue

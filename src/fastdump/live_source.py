@@ -90,7 +90,7 @@ class LiveSource(Source):
         for region, slices, choice in itertools.islice(
             zip(regions, self._all.slices, self._all.choices, strict=True), number, None
         ):
-            if region.start >= end:
+            if max(at, region.start) >= end:
                 break
             if region.end <= at:
                 continue

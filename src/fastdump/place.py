@@ -139,7 +139,8 @@ class Place:
                 slices = [part_of(s, cut - PAGE_SIZE, cut, AGAIN)]
                 start, done, room = s.address + cut, cut, next(sizes)
             slices.append(part_of(s, done, s.length))
-            room -= s.length - done
+            # Whole pages, as the kernels take whole blocks; a slice of a core may end anywhere.
+            room = (room - (s.length - done)) // PAGE_SIZE * PAGE_SIZE
             if room <= 0:
                 yield Piece(slices, start, _NO_LIMIT)
                 slices, start, room = [], 0, next(sizes)
