@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from fastdump.errors import FaultError
 from fastdump.frames import Frames
 from fastdump.labels import label_dumped
 from fastdump.manifest import read_manifest
-from fastdump.region import Region
+from fastdump.region import Region, following
 from fastdump.storage import TRUNCATED, Storage
 
 _VSYSCALL = 0xFFFFFFFFFF600000
@@ -114,8 +113,7 @@ def _numbered(slices: Sequence[Slice], regions: Sequence[Region]) -> Iterator[Sl
     starts = [region.start for region in regions]
     for s in slices:
         end = s.address + s.length
-        number = max(bisect.bisect_right(starts, s.address) - 1, 0)
-        for region in itertools.islice(regions, number, None):
+        for region in following(regions, starts, s.address):
             if region.start >= end:
                 break
             start, stop = max(region.start, s.address), min(region.end, end)

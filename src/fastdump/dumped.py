@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import errno
-import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from fastdump.gaps import merged
 from fastdump.labels import Label
 from fastdump.manifest import Manifest
 from fastdump.place import Place, joined, with_zeros
-from fastdump.region import Range, Region
+from fastdump.region import Range, Region, following
 from fastdump.selection import Part, Preset, Rule, select
 from fastdump.source import NOT_IN_DUMP, NOT_MAPPED, Chunk, Source, Zeros
 from fastdump.storage import Lost, Storage
@@ -92,8 +91,7 @@ class Dumped(Source):
 
     def extents(self, start: int, end: int) -> Iterator[Extent]:
         """All of a range that lies in one region, in order."""
-        number = max(bisect.bisect_right(self._extent_starts, start) - 1, 0)
-        for extent in itertools.islice(self._extents, number, None):
+        for extent in following(self._extents, self._extent_starts, start):
             if extent.start >= end:
                 break
             if extent.end <= start:
@@ -118,10 +116,9 @@ class Dumped(Source):
         zeros = [region.length for region in self._regions]
         for extent in self._extents:
             number = max(bisect.bisect_right(self._starts, extent.start) - 1, 0)
-            for region in itertools.islice(self._regions, number, None):
-                if region.start >= extent.end:
-                    break
-                length = min(extent.end, region.end) - max(extent.start, region.start)
+            while number < len(self._regions) and self._regions[number].start < extent.end:
+                region = self._regions[number]
+                length = max(min(extent.end, region.end) - max(extent.start, region.start), 0)
                 zeros[number] -= length
                 data[number] += length if extent.slice else 0
                 number += 1
@@ -139,9 +136,8 @@ class Dumped(Source):
 
     def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
         for at, end in ranges:
-            number = max(bisect.bisect_right(self._starts, at) - 1, 0)
-            for region in itertools.islice(self._regions, number, None):
-                if region.start >= end:
+            for region in following(self._regions, self._starts, at):
+                if max(at, region.start) >= end:
                     break
                 if region.end <= at:
                     continue
@@ -273,15 +269,15 @@ def uncovered(
 def union(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
     """Both in order; where they overlap, those of the first list."""
     found = list(gaps)
-    ends = [gap.end for gap in gaps]
+    starts = [gap.start for gap in gaps]
     for other in others:
         at = other.start
-        for gap in itertools.islice(gaps, bisect.bisect_right(ends, at), None):
+        for gap in following(gaps, starts, at):
             if gap.start >= other.end:
                 break
             if at < gap.start:
                 found.append(other._replace(start=at, end=gap.start))
-            at = gap.end
+            at = max(at, gap.end)
         if at < other.end:
             found.append(other._replace(start=at))
     return sorted(found)

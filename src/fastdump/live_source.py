@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import errno
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastdump import _native
@@ -12,14 +10,13 @@ from fastdump._native import PAGE_SIZE, Copier, Gap, Residency, Slice
 from fastdump.labels import Label
 from fastdump.place import Surveyed
 from fastdump.process import LiveProcess
-from fastdump.region import Range, Region
+from fastdump.region import Range, Region, following
 from fastdump.selection import Preset, Rule
 from fastdump.source import CHUNK_SIZE, NOT_MAPPED, Chunk, Source, Zeros
 from fastdump.survey import Survey
 
 # Page tables are asked for so much at a time: a result of bounded size.
 _WINDOW = 1 << 30
-_NOT_READ = "never read"
 
 
 class LiveSource(Source):
@@ -41,6 +38,7 @@ class LiveSource(Source):
         """Of everything that can be read."""
         if self._survey is None:
             self._survey = Survey(self.process, Preset.ALL)
+            self._starts = [region.start for region in self._survey.regions]
         return self._survey
 
     @property
@@ -85,12 +83,11 @@ class LiveSource(Source):
             raise self.process.gone() from None
 
     def _walk(self, at: int, end: int) -> Iterator[Chunk | Zeros | Gap]:
-        regions = self.regions
-        number = max(bisect.bisect_right(regions, at, key=lambda r: r.start) - 1, 0)
-        for region, slices, choice in itertools.islice(
-            zip(regions, self._all.slices, self._all.choices, strict=True), number, None
-        ):
-            if region.start >= end:
+        survey = self._all
+        numbers = range(len(survey.regions))
+        for number in following(numbers, self._starts, at):
+            region, slices = survey.regions[number], survey.slices[number]
+            if max(at, region.start) >= end:
                 break
             if region.end <= at:
                 continue
@@ -99,7 +96,7 @@ class LiveSource(Source):
                 at = region.start
             stop = min(region.end, end)
             if not slices:
-                yield Gap(at, stop, choice.reason or _NOT_READ)
+                yield Gap(at, stop, survey.choices[number].reason)
             for s in slices:  # --all: one, the whole region
                 while at < stop:
                     window = min(stop, (at // _WINDOW + 1) * _WINDOW)

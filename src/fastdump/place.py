@@ -32,7 +32,7 @@ from fastdump._native import (
 from fastdump._strings import HEAD, Found, Giant, Scanner
 from fastdump.errors import SourceGone, UsageError
 from fastdump.labels import Kind, Label
-from fastdump.region import Region
+from fastdump.region import Region, following
 from fastdump.storage import LocalFile, Storage, part_of
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class Place:
                 slices = [part_of(s, cut - PAGE_SIZE, cut, AGAIN)]
                 start, done, room = s.address + cut, cut, next(sizes)
             slices.append(part_of(s, done, s.length))
-            room -= s.length - done
+            # Whole pages, as the kernels take whole blocks; a slice of a core may end anywhere.
+            room = (room - (s.length - done)) // PAGE_SIZE * PAGE_SIZE
             if room <= 0:
                 yield Piece(slices, start, _NO_LIMIT)
                 slices, start, room = [], 0, next(sizes)
@@ -155,8 +156,7 @@ class Place:
             SourceGone: The target exited or called exec.
         """
         end = address + length
-        number = max(bisect.bisect_right(self._starts, address) - 1, 0)
-        for s in itertools.islice(self.slices, number, None):
+        for s in following(self.slices, self._starts, address):
             if s.address >= end:
                 return
             first = max(s.address, address // PAGE_SIZE * PAGE_SIZE)

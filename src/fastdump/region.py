@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
+Item = TypeVar("Item")
 _DELETED = " (deleted)"
 
 
@@ -12,6 +15,16 @@ class Range(NamedTuple):
 
     start: int
     end: int
+
+
+def following(items: Sequence[Item], starts: Sequence[int], address: int) -> Iterator[Item]:
+    """The items from the one that *address* lies in, or behind, on.
+
+    Args:
+        items: In address order, without overlap; ``starts`` has their addresses.
+    """
+    for number in range(max(bisect.bisect_right(starts, address) - 1, 0), len(items)):
+        yield items[number]
 
 
 class Region(NamedTuple):

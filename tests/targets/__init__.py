@@ -92,10 +92,14 @@ def expected(start: int, end: int, kind: str, seed: int) -> bytes | None:
 class Target:
     """A running target; leaving the ``with`` block kills it."""
 
-    def __init__(self, name: str, *args: str | int | os.PathLike[str]) -> None:
+    def __init__(
+        self, name: str, *args: str | int | os.PathLike[str], cwd: Path | None = None
+    ) -> None:
         words = (str(arg) if isinstance(arg, int) else os.fspath(arg) for arg in args)
         command = [str(build(name)), *words]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
+        )
         self.pid = self.process.pid
         try:
             self.truth: dict[str, Any] = self.read_truth()
@@ -168,6 +172,6 @@ class Target:
         self.kill()
 
 
-def start(name: str, *args: str | int | os.PathLike[str]) -> Target:
+def start(name: str, *args: str | int | os.PathLike[str], cwd: Path | None = None) -> Target:
     """Build and start a target; returns when it has printed its truth."""
-    return Target(name, *args)
+    return Target(name, *args, cwd=cwd)
