@@ -411,3 +411,97 @@ int64_t fastdump_hexdump_zeros(struct fastdump_hexdump *dump, uint64_t length, u
 
 /* Show the line that is not whole, if any. Returns the bytes written, or -ENOSPC. */
 int64_t fastdump_hexdump_end(struct fastdump_hexdump *dump, uint64_t capacity, void *out);
+
+/*
+ * Search.
+ *
+ * A pattern is found at every address where (memory & mask) == value for all of its bytes; a
+ * pointer range wherever an aligned word of 8 bytes points into it. No pattern may match zeros
+ * only, so that what is known to be zero need not be looked at.
+ *
+ * A pattern is found by anchors, two of its bytes, which a kernel compares everywhere; or, if
+ * there are many, by windows: of `stride` windows of 4 bytes in a row one lies at a multiple of
+ * the stride, and is looked up.
+ */
+struct fastdump_pattern {
+    uint32_t at;     /* of its bytes in values and masks, which are padded to a multiple of 8 */
+    uint32_t length; /* 1 to LONGEST */
+    uint32_t number; /* what records and counts call it */
+    uint32_t anchors[2];
+};
+
+/* A window of a pattern: 4 bytes of it, those of values & fold, at an offset up to FARTHEST. */
+struct fastdump_window {
+    uint32_t bytes;
+    uint32_t pattern; /* index in patterns */
+    uint32_t offset;
+};
+
+/* Words from start to start + length - 1. */
+struct fastdump_pointers {
+    uint64_t start;
+    uint64_t length;
+    uint32_t number;
+    uint32_t reserved;
+};
+
+/* A match. */
+struct fastdump_hit {
+    uint64_t address;
+    uint32_t number; /* of the pattern */
+    uint32_t region;
+};
+
+#define FASTDUMP_LONGEST 4096 /* bytes of a pattern */
+#define FASTDUMP_FARTHEST 64
+
+struct fastdump_search {
+    int32_t kernel;
+    int32_t begun;
+    const struct fastdump_pattern *patterns;
+    const unsigned char *values;
+    const unsigned char *masks;
+    uint64_t anchored; /* so many patterns, the first ones, are found by anchors */
+    const struct fastdump_window *windows;
+    const uint32_t *buckets; /* windows of hash h: buckets[h] to buckets[h + 1] */
+    const uint32_t *filter;  /* a bit for each hash: whether it has any */
+    uint32_t hash_bits;      /* of the filter, 5 to 32 */
+    uint32_t bucket_bits;    /* of buckets, likewise */
+    uint32_t fold;           /* bits of a window that count */
+    uint32_t stride;         /* 1, 2 or 4; 0: no windows */
+    uint32_t span;           /* no window has an offset of more */
+    const struct fastdump_pointers *pointers;
+    uint64_t pointers_count;
+    uint64_t longest;   /* bytes of a pattern; 8 at least if there are pointers */
+    uint64_t align;     /* of the addresses of matches */
+    uint64_t own_start; /* matches that begin in [own_start, own_end) */
+    uint64_t own_end;
+    unsigned char *buffer; /* HEAD + size + SLACK; size is 2 * longest at least */
+    uint64_t size;
+    struct fastdump_hit *hits; /* or NULL, to count only */
+    uint64_t capacity;
+    uint64_t used;
+    uint64_t
+        room; /* hits that a full buffer may have: the most at one address * (size + LONGEST) */
+    uint64_t *counts; /* for each pattern */
+    uint64_t next;    /* address behind the last byte searched */
+    uint64_t kept;    /* bytes before next that the buffer still has: not yet searched */
+    uint64_t region;
+};
+
+/* A hash of windows; for those who fill in buckets and filter. */
+uint32_t fastdump_window_hash(uint32_t bytes, uint32_t hash_bits);
+
+/* Forget all bytes: what comes next is a new stream. */
+void fastdump_search_begin(struct fastdump_search *search);
+
+/* Search slices; as fastdump_scan_slices, the caller takes the hits and sets used to 0. */
+int64_t fastdump_search_slices(const struct fastdump_target *target,
+                               const struct fastdump_slice *slices, uint64_t count,
+                               struct fastdump_search *search, uint64_t gap_capacity,
+                               struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                               struct fastdump_tally *tally_ret);
+
+/* Search bytes that the caller has; as fastdump_scan_bytes, but of any length. */
+int64_t fastdump_search_bytes(struct fastdump_search *search, const void *data, uint64_t length,
+                              uint64_t address, uint64_t region, int32_t last);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "scan.h"
+#include "search.h"
 
 /*
  * A string that crosses the end of what a thread scans is read on in steps of so many bytes; the
@@ -18,7 +19,8 @@
 #define TAIL_STEP 16384
 #define TAIL_WINDOW (1 << 20)
 
-#define ZEROS 64 /* so many are as good as more: see fastdump_scan_zeros() */
+#define ZEROS                                                                                      \
+    FASTDUMP_LONGEST /* of what lies around a slice: more than any string or pattern needs */
 
 /* An extent with everything known of it: FILE here means "absent, but the file has it". */
 enum source { SOURCE_NONE, SOURCE_PROCESS, SOURCE_FILE };
@@ -51,9 +53,56 @@ struct copy {
     uint64_t gap_capacity;
     uint64_t offset; /* of buffer[0] in the output */
     uint64_t filled;
-    struct fastdump_scan *scan; /* takes the buffer, instead of the output; or NULL */
-    bool again;                 /* the slice is accounted for elsewhere */
+    struct fastdump_scan *scan;     /* one of these takes the buffer, instead of the output; */
+    struct fastdump_search *search; /* or both are NULL */
+    bool again;                     /* the slice is accounted for elsewhere */
 };
+
+/* --- what takes the buffer ------------------------------------------------------------------ */
+
+static bool has_sink(const struct copy *copy) { return copy->scan || copy->search; }
+
+static void sink_chunk(struct copy *copy, uint64_t address, uint64_t length) {
+    if (copy->search)
+        fastdump_search_chunk(copy->search, address, length);
+    else /* only the end of a plain file is no whole block */
+        fastdump_scan_chunk(copy->scan, address, length, length % 64 != 0);
+}
+
+static void sink_zeros(struct copy *copy, uint64_t address, uint64_t length) {
+    if (copy->search)
+        fastdump_search_zeros(copy->search, address, length);
+    else
+        fastdump_scan_zeros(copy->scan, address, length);
+}
+
+static bool sink_go_on(struct copy *copy, uint64_t address, uint64_t region) {
+    return copy->search ? fastdump_search_go_on(copy->search, address, region)
+                        : fastdump_scan_go_on(copy->scan, address, region);
+}
+
+/* Whether what came last ends at this address. */
+static bool sink_is_at(const struct copy *copy, uint64_t address) {
+    return copy->search ? copy->search->begun && copy->search->next == address
+                        : copy->scan->begun && copy->scan->next == address;
+}
+
+static bool sink_is_full(const struct copy *copy) {
+    return copy->search ? fastdump_search_full(copy->search) : fastdump_scan_full(copy->scan);
+}
+
+static bool sink_is_open(const struct copy *copy) {
+    return copy->search ? fastdump_search_open(copy->search) : fastdump_scan_open(copy->scan);
+}
+
+static void sink_end(struct copy *copy) {
+    if (copy->search)
+        fastdump_search_end(copy->search);
+    else
+        fastdump_scan_end(copy->scan);
+}
+
+/* --- the walk ------------------------------------------------------------------------------- */
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -246,10 +295,10 @@ int64_t fastdump_write(int32_t fd, const void *buffer, uint64_t length, uint64_t
 static int64_t flush(struct copy *copy) {
     uint64_t filled = copy->filled;
     copy->filled = 0;
-    if ((copy->output < 0 && !copy->scan) || filled == 0)
+    if ((copy->output < 0 && !has_sink(copy)) || filled == 0)
         return 0;
-    if (copy->scan) { /* only the end of a plain file is no whole block */
-        fastdump_scan_chunk(copy->scan, copy->offset, filled, filled % 64 != 0);
+    if (has_sink(copy)) {
+        sink_chunk(copy, copy->offset, filled);
         return 0;
     }
     if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
@@ -297,10 +346,24 @@ static void place_zeros(struct copy *copy, uint64_t offset, uint64_t length) {
     }
 }
 
-static int64_t read_process(struct copy *copy, uint64_t address, uint64_t length, uint32_t flags,
-                            unsigned char *at) {
+/*
+ * Of the last length bytes of the buffer, those at address, the first `missing` ones are not there:
+ * no pattern reaches into them. Returns where the rest goes.
+ */
+static unsigned char *leave_out(struct copy *copy, const struct fastdump_slice *slice,
+                                uint64_t address, uint64_t length, uint64_t missing) {
+    copy->filled -= length;
+    flush(copy);
+    sink_go_on(copy, address + missing, slice->region);
+    copy->offset = address + missing;
+    copy->filled = length - missing;
+    return copy->buffer;
+}
+
+static int64_t read_process(struct copy *copy, const struct fastdump_slice *slice, uint64_t address,
+                            uint64_t length, unsigned char *at) {
     while (length > 0) {
-        int64_t got = fastdump_read(copy->target, address, length, flags, at);
+        int64_t got = fastdump_read(copy->target, address, length, slice->flags, at);
         if (got > 0) {
             copy->tally->read += (uint64_t)got;
         } else {
@@ -309,7 +372,10 @@ static int64_t read_process(struct copy *copy, uint64_t address, uint64_t length
             int32_t error = (int32_t)-got;
             uint64_t page = copy->target->page_size;
             got = (int64_t)(page - address % page);
-            memset(at, 0, (size_t)got);
+            if (copy->search)
+                at = leave_out(copy, slice, address, length, (uint64_t)got) - got;
+            else
+                memset(at, 0, (size_t)got);
             int64_t full =
                 add_gap(copy, address, address + (uint64_t)got, FASTDUMP_GAP_UNREADABLE, error);
             if (full)
@@ -335,14 +401,18 @@ static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, 
         ssize_t got = pread(slice->file, at, length, offset);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got < 0) {
-            memset(at, 0, length);
-            return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, errno);
+        int32_t error = got < 0 ? errno : 0;
+        if (got == 0 && slice->flags & FASTDUMP_PLAIN)
+            error = ENODATA; /* it has become shorter */
+        if (error) {
+            if (copy->search)
+                leave_out(copy, slice, address, length, length);
+            else
+                memset(at, 0, length);
+            return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, error);
         }
         if (got == 0) { /* the rest of the last page reads as zeros, as in the process */
             memset(at, 0, length);
-            if (slice->flags & FASTDUMP_PLAIN) /* it has become shorter */
-                return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, ENODATA);
             got = (ssize_t)length;
         }
         copy->tally->file += (uint64_t)got;
@@ -358,14 +428,14 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
     uint64_t offset = slice->offset + (piece->start - slice->address);
     uint64_t length = piece->end - piece->start;
     if (piece->source == SOURCE_NONE) {
-        if (copy->scan) {
+        if (has_sink(copy)) {
             int64_t error = flush(copy);
             if (error)
                 return error;
             if (piece->gap)
-                fastdump_scan_go_on(copy->scan, piece->end, slice->region);
+                sink_go_on(copy, piece->end, slice->region);
             else
-                fastdump_scan_zeros(copy->scan, piece->start, length);
+                sink_zeros(copy, piece->start, length);
         }
         place_zeros(copy, offset, length);
         if (piece->gap)
@@ -393,7 +463,7 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
         if (piece->source == SOURCE_FILE)
             error = read_file(copy, slice, address, part, at);
         else
-            error = read_process(copy, address, part, slice->flags, at);
+            error = read_process(copy, slice, address, part, at);
         copy->tally->read_ns += now_ns() - begun;
         if (error)
             return error;
@@ -408,7 +478,7 @@ static int64_t copy_piece(struct copy *copy, const struct fastdump_slice *slice,
 static uint64_t step_of(const struct copy *copy, const struct fastdump_slice *slice) {
     if (!(slice->flags & FASTDUMP_TAIL))
         return copy->size;
-    return fastdump_scan_open(copy->scan) ? TAIL_STEP : 0;
+    return sink_is_open(copy) ? TAIL_STEP : 0;
 }
 
 static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice) {
@@ -417,11 +487,10 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
     struct piece piece;
     int64_t got;
     pieces_begin(&pieces, copy->target, slice, cursor->done);
-    if (copy->scan) {
-        bool follows =
-            fastdump_scan_go_on(copy->scan, slice->address + cursor->done, slice->region);
+    if (has_sink(copy)) {
+        bool follows = sink_go_on(copy, slice->address + cursor->done, slice->region);
         if (!follows && cursor->done == 0 && slice->flags & FASTDUMP_ZEROS_BEFORE)
-            fastdump_scan_zeros(copy->scan, slice->address - ZEROS, ZEROS);
+            sink_zeros(copy, slice->address - ZEROS, ZEROS);
     }
     while ((got = pieces_next(&pieces, copy->target, &piece)) > 0) {
         /* A piece is taken a buffer at a time, so that its gaps always fit. */
@@ -429,10 +498,10 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
         while (piece.start < stop) {
             uint64_t least = copy->size / copy->target->page_size + 2;
             bool full = copy->output != FASTDUMP_KEEP && copy->gap_capacity - cursor->gaps < least;
-            if (full || (copy->scan && fastdump_scan_full(copy->scan))) {
+            if (full || (has_sink(copy) && sink_is_full(copy))) {
                 int64_t error = flush(copy);
-                /* What a scan has found leaves it now: until here it does no harm. */
-                if (!error && copy->scan && !fastdump_alive(copy->target))
+                /* What was found leaves us now: until here it does no harm. */
+                if (!error && has_sink(copy) && !fastdump_alive(copy->target))
                     error = -ESRCH;
                 return error;
             }
@@ -459,8 +528,9 @@ static int64_t zeros_behind(struct copy *copy, const struct fastdump_slice *slic
     int64_t error = flush(copy);
     if (error)
         return error;
-    if (copy->scan->begun && copy->scan->next == slice->address + slice->length)
-        fastdump_scan_zeros(copy->scan, copy->scan->next, ZEROS);
+    uint64_t end = slice->address + slice->length;
+    if (sink_is_at(copy, end))
+        sink_zeros(copy, end, ZEROS);
     return 1;
 }
 
@@ -468,7 +538,7 @@ static int64_t zeros_behind(struct copy *copy, const struct fastdump_slice *slic
 static int64_t copy_tail(struct copy *copy, const struct fastdump_slice *slice) {
     struct fastdump_cursor *cursor = copy->cursor;
     struct fastdump_slice window = *slice;
-    while (cursor->done < slice->length && fastdump_scan_open(copy->scan)) {
+    while (cursor->done < slice->length && sink_is_open(copy)) {
         uint64_t end = cursor->done + TAIL_WINDOW;
         window.length = end < slice->length ? end : slice->length;
         int64_t got = copy_slice(copy, &window);
@@ -489,11 +559,11 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
             return -EINVAL;
         copy->again = slice->flags & FASTDUMP_AGAIN;
         copy->tally = copy->again ? &elsewhere : tally;
-        int64_t got = copy->scan ? flush(copy) : 0; /* what follows may be another region */
+        int64_t got = has_sink(copy) ? flush(copy) : 0; /* what follows may be another region */
         if (got == 0)
             got = slice->flags & FASTDUMP_TAIL ? copy_tail(copy, slice) : copy_slice(copy, slice);
         copy->tally = tally;
-        if (got > 0 && copy->scan && slice->flags & FASTDUMP_ZEROS_BEHIND)
+        if (got > 0 && has_sink(copy) && slice->flags & FASTDUMP_ZEROS_BEHIND)
             got = zeros_behind(copy, slice);
         if (got <= 0)
             return got;
@@ -501,11 +571,11 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
     int64_t error = flush(copy);
     if (error)
         return error;
-    if (copy->scan) {
+    if (has_sink(copy)) {
         uint32_t flags = count ? slices[count - 1].flags : 0;
-        if (flags & FASTDUMP_MORE && (!(flags & FASTDUMP_TAIL) || fastdump_scan_open(copy->scan)))
+        if (flags & FASTDUMP_MORE && (!(flags & FASTDUMP_TAIL) || sink_is_open(copy)))
             return 2;
-        fastdump_scan_end(copy->scan);
+        sink_end(copy);
     }
     return fastdump_alive(copy->target) ? 1 : -ESRCH;
 }
@@ -543,6 +613,25 @@ int64_t fastdump_scan_slices(const struct fastdump_target *target,
         .size = scan->size,
         .output = FASTDUMP_DISCARD,
         .scan = scan,
+    };
+    return copy_slices(&copy, slices, count);
+}
+
+int64_t fastdump_search_slices(const struct fastdump_target *target,
+                               const struct fastdump_slice *slices, uint64_t count,
+                               struct fastdump_search *search, uint64_t gap_capacity,
+                               struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                               struct fastdump_tally *tally_ret) {
+    struct copy copy = {
+        .target = target,
+        .cursor = cursor,
+        .gaps = gaps_ret,
+        .gap_capacity = gap_capacity,
+        .tally = tally_ret,
+        .buffer = search->buffer + FASTDUMP_HEAD,
+        .size = search->size,
+        .output = FASTDUMP_DISCARD,
+        .search = search,
     };
     return copy_slices(&copy, slices, count);
 }

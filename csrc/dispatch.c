@@ -1,8 +1,9 @@
-/* The table of kernels that find strings, the best first, and how they are begun. */
+/* The table of kernels, the best first, and how those that find strings are begun. */
 #include <errno.h>
 #include <string.h>
 
 #include "scan.h"
+#include "search.h"
 
 static bool always(void) { return true; }
 
@@ -22,14 +23,16 @@ static const struct kernel {
     const char *name;
     bool (*supported)(void);
     fastdump_find_function *find;
+    fastdump_anchors_function *anchors;
+    fastdump_windows_function *windows;
 } kernels[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, fastdump_find_avx512},
-    {"avx2", has_avx2, fastdump_find_avx2},
+    {"avx512", has_avx512, fastdump_find_avx512, fastdump_anchors_avx512, fastdump_windows_avx512},
+    {"avx2", has_avx2, fastdump_find_avx2, fastdump_anchors_avx2, fastdump_windows_avx2},
 #elif defined(__aarch64__)
-    {"neon", always, fastdump_find_neon},
+    {"neon", always, fastdump_find_neon, fastdump_anchors_neon, fastdump_windows_scalar},
 #endif
-    {"scalar", always, fastdump_find_scalar},
+    {"scalar", always, fastdump_find_scalar, fastdump_anchors_scalar, fastdump_windows_scalar},
 };
 
 static const struct kernel *kernel_at(int32_t index) {
@@ -75,3 +78,7 @@ int64_t fastdump_find(int32_t kernel, struct fastdump_finder *finder, const void
                       uint32_t *edges_ret, uint64_t *count_ret) {
     return kernels[kernel].find(finder, data, length, last, base, capacity, edges_ret, count_ret);
 }
+
+fastdump_anchors_function *fastdump_anchors_of(int32_t kernel) { return kernels[kernel].anchors; }
+
+fastdump_windows_function *fastdump_windows_of(int32_t kernel) { return kernels[kernel].windows; }

@@ -5,6 +5,7 @@
 
 #define TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
 #define FIND fastdump_find_avx2
+#define ANCHORS fastdump_anchors_avx2
 
 #define HELPER TARGET static inline __attribute__((always_inline))
 
@@ -101,5 +102,53 @@ HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *
 }
 #define edges_of_row edges_of_row_of
 
+HELPER block fill(unsigned char byte) {
+    __m256i all = _mm256_set1_epi8((char)byte);
+    return (block){all, all};
+}
+
+HELPER __m256i is(__m256i b, __m256i value, __m256i mask) {
+    return _mm256_cmpeq_epi8(_mm256_and_si256(b, mask), value);
+}
+
+HELPER uint64_t both(block a, block a_value, block a_mask, block b, block b_value, block b_mask) {
+    return bits(
+        _mm256_and_si256(is(a.low, a_value.low, a_mask.low), is(b.low, b_value.low, b_mask.low)),
+        _mm256_and_si256(is(a.high, a_value.high, a_mask.high),
+                         is(b.high, b_value.high, b_mask.high)));
+}
+
 #include "scan.inc.h"
+
+#include "anchors.inc.h"
+
+/* Bits of the filter, one for each of 8 windows. */
+HELPER uint32_t gather(__m256i windows, const uint32_t *filter, __m128i shift) {
+    __m256i hashes =
+        _mm256_srl_epi32(_mm256_mullo_epi32(windows, _mm256_set1_epi32((int)WINDOW_FACTOR)), shift);
+    __m256i bits = _mm256_i32gather_epi32((const int *)filter, _mm256_srli_epi32(hashes, 5), 4);
+    __m256i to_top = _mm256_andnot_si256(hashes, _mm256_set1_epi32(31));
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_sllv_epi32(bits, to_top)));
+}
+
+/* A load has every fourth window. */
+TARGET bool fastdump_windows_avx2(const struct fastdump_search *search, const unsigned char *data,
+                                  uint64_t blocks, uint64_t *words_ret) {
+    const __m256i fold = _mm256_set1_epi32((int)search->fold);
+    const __m128i shift = _mm_cvtsi32_si128(32 - (int)search->hash_bits);
+    uint64_t any = 0;
+    for (uint64_t i = 0; i < blocks; i++) {
+        uint64_t word = 0;
+        for (uint32_t at = 0; at < 4; at += search->stride) {
+            block windows = load(data + 64 * i + at);
+            uint32_t some = gather(_mm256_and_si256(windows.low, fold), search->filter, shift) |
+                            gather(_mm256_and_si256(windows.high, fold), search->filter, shift)
+                                << 8;
+            word |= _pdep_u64(some, 0x1111111111111111ull << at);
+        }
+        words_ret[i] = word;
+        any |= word;
+    }
+    return any;
+}
 #endif

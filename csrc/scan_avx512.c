@@ -5,6 +5,7 @@
 #define TARGET                                                                                     \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,bmi,bmi2,lzcnt,popcnt")))
 #define FIND fastdump_find_avx512
+#define ANCHORS fastdump_anchors_avx512
 
 typedef __m512i block;
 
@@ -108,5 +109,38 @@ HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     return count;
 }
 
+HELPER block fill(unsigned char byte) { return _mm512_set1_epi8((char)byte); }
+
+HELPER uint64_t both(block a, block a_value, block a_mask, block b, block b_value, block b_mask) {
+    const int differs = 0x78; /* value ^ (byte & mask), as a truth table */
+    block first = _mm512_ternarylogic_epi64(a_value, a, a_mask, differs);
+    block second = _mm512_ternarylogic_epi64(b_value, b, b_mask, differs);
+    return _mm512_mask_testn_epi8_mask(_mm512_testn_epi8_mask(first, first), second, second);
+}
+
 #include "scan.inc.h"
+
+#include "anchors.inc.h"
+
+/* A load has every fourth window; of 16 windows, the bits of the filter are gathered at once. */
+TARGET bool fastdump_windows_avx512(const struct fastdump_search *search, const unsigned char *data,
+                                    uint64_t blocks, uint64_t *words_ret) {
+    const __m512i fold = _mm512_set1_epi32((int)search->fold), one = _mm512_set1_epi32(1),
+                  factor = _mm512_set1_epi32((int)WINDOW_FACTOR);
+    const __m128i shift = _mm_cvtsi32_si128(32 - (int)search->hash_bits);
+    uint64_t any = 0;
+    for (uint64_t i = 0; i < blocks; i++) {
+        uint64_t word = 0;
+        for (uint32_t at = 0; at < 4; at += search->stride) {
+            block windows = _mm512_and_si512(load(data + 64 * i + at), fold);
+            block hashes = _mm512_srl_epi32(_mm512_mullo_epi32(windows, factor), shift);
+            block bits = _mm512_i32gather_epi32(_mm512_srli_epi32(hashes, 5), search->filter, 4);
+            __mmask16 some = _mm512_test_epi32_mask(bits, _mm512_rolv_epi32(one, hashes));
+            word |= _pdep_u64(some, 0x1111111111111111ull << at);
+        }
+        words_ret[i] = word;
+        any |= word;
+    }
+    return any;
+}
 #endif

@@ -6,6 +6,7 @@
 
 #define TARGET
 #define FIND fastdump_find_neon
+#define ANCHORS fastdump_anchors_neon
 
 #define HELPER static inline __attribute__((always_inline))
 
@@ -65,5 +66,20 @@ HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     return count;
 }
 
+HELPER block fill(unsigned char byte) {
+    uint8x16_t all = vdupq_n_u8(byte);
+    return (block){{all, all, all, all}};
+}
+
+HELPER uint64_t both(block a, block a_value, block a_mask, block b, block b_value, block b_mask) {
+    uint8x16_t yes[4];
+    for (int i = 0; i < 4; i++)
+        yes[i] = vandq_u8(vceqq_u8(vandq_u8(a.val[i], a_mask.val[i]), a_value.val[i]),
+                          vceqq_u8(vandq_u8(b.val[i], b_mask.val[i]), b_value.val[i]));
+    return bits(yes[0], yes[1], yes[2], yes[3]);
+}
+
 #include "scan.inc.h"
+
+#include "anchors.inc.h"
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "scan.h"
+#include "search.h"
 
 #define NOTHING (-1) /* before the first byte, and behind the last */
 
@@ -106,4 +107,37 @@ int64_t fastdump_find_scalar(struct fastdump_finder *finder, const unsigned char
     memcpy(finder->carried, s.run, sizeof s.run);
     *count_ret = count;
     return (int64_t)at;
+}
+
+bool fastdump_anchors_scalar(const struct fastdump_anchor *anchors, uint64_t count,
+                             const unsigned char *data, uint64_t blocks, uint64_t *words_ret) {
+    bool any = false;
+    memset(words_ret, 0, blocks * sizeof *words_ret);
+    for (uint64_t at = 0; at < 64 * blocks; at++)
+        for (uint64_t i = 0; i < 2 * count; i += 2) {
+            const struct fastdump_anchor *a = &anchors[i], *b = &anchors[i + 1];
+            if ((data[at + a->offset] & a->mask) == a->value &&
+                (data[at + b->offset] & b->mask) == b->value) {
+                words_ret[at / 64] |= 1ull << at % 64;
+                any = true;
+            }
+        }
+    return any;
+}
+
+bool fastdump_windows_scalar(const struct fastdump_search *search, const unsigned char *data,
+                             uint64_t blocks, uint64_t *words_ret) {
+    uint64_t any = 0;
+    for (uint64_t i = 0; i < blocks; i++) {
+        uint64_t word = 0;
+        for (uint64_t at = 0; at < 64; at += search->stride) {
+            uint32_t bytes;
+            memcpy(&bytes, data + 64 * i + at, sizeof bytes);
+            uint32_t hash = window_hash(bytes & search->fold, search->hash_bits);
+            word |= (uint64_t)(search->filter[hash / 32] >> hash % 32 & 1) << at;
+        }
+        words_ret[i] = word;
+        any |= word;
+    }
+    return any;
 }

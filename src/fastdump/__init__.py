@@ -9,9 +9,11 @@ _MODULES = {
     "Batch": "matches",
     "Match": "matches",
     "Opened": "api",
+    "PatternMatch": "memory_search",
     "attach": "api",
     "batches": "matches",
     "open": "api",
+    "search": "memory_search",
     "strings": "matches",
 }
 __all__ = [*_MODULES]

@@ -15,11 +15,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from fastdump.errors import UsageError
 from fastdump.labels import Label
 from fastdump.region import Range, Region
-from fastdump.source import Source
 
 DEFAULT_LENGTH = 256
 _ADDRESS = re.compile(r"(?:0x)?[0-9a-f]{1,16}", re.ASCII | re.IGNORECASE)
@@ -27,6 +27,17 @@ _LENGTH = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]{1,20})([kmg]?)", re.ASCII | re.IG
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LIMIT = (1 << 64) - 1
 _MOST_CANDIDATES = 8
+
+
+class Mapped(Protocol):
+    """What has regions: a source, or a place."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def regions(self) -> Sequence[Region]: ...
+    @property
+    def labels(self) -> Sequence[Label]: ...
 
 
 def parse_length(text: str) -> int:
@@ -41,7 +52,7 @@ def parse_length(text: str) -> int:
     return int(found[1], 16 if "x" in found[1].lower() else 10) * _UNITS[found[2].lower()]
 
 
-def ranges_of(text: str, source: Source, length: int | None = None) -> list[Range]:
+def ranges_of(text: str, source: Mapped, length: int | None = None) -> list[Range]:
     """The ranges that *text* means in *source*, ascending; those that touch are one.
 
     Args:
@@ -131,7 +142,7 @@ def short_name(path: str) -> str:
     return path if path.startswith("[") else path.rpartition("/")[2]
 
 
-def _named(name: str, source: Source) -> list[Region]:
+def _named(name: str, source: Mapped) -> list[Region]:
     found: dict[str, list[Region]] = {}
     for region, label in zip(source.regions, source.labels, strict=True):
         path = region_name(region, label)

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fastdump import matches, sources
+from fastdump import matches, memory_search, sources
 from fastdump._native import Gap
 from fastdump.labels import Label
+from fastdump.patterns import Pattern
 from fastdump.region import Range, Region
 from fastdump.source import Chunk, Source, Zeros
 
@@ -136,3 +137,9 @@ class Opened:
     def batches(self, **options: Any) -> Iterator[matches.Batch]:
         """The same as columns; see :func:`fastdump.batches`."""
         return matches.batches(self.source, **options)
+
+    def search(
+        self, patterns: Sequence[str | bytes | Pattern], **options: Any
+    ) -> Iterator[memory_search.PatternMatch]:
+        """Every place of every pattern; the options are those of :func:`fastdump.search`."""
+        return memory_search.search(self.source, patterns, **options)

@@ -11,6 +11,7 @@ import errno as _errno
 import os
 
 EXIT_COMPLETE = 0
+EXIT_NOTHING = 1
 EXIT_GAPS = 3
 EXIT_INTERRUPTED = 130
 

@@ -27,7 +27,8 @@ from fastdump.region import Region
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
 from fastdump.sources import attach, open_dump
-from fastdump.string_search import LEAST_PIECE, read_giant
+from fastdump.string_search import read_giant
+from fastdump.sweep import LEAST_PIECE
 
 
 class Match(NamedTuple):

@@ -280,7 +280,10 @@ class WholeFile(Place):
 
 
 def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file holds data, in whole pages but for its end; lseek(2), SEEK_DATA."""
+    """Where a file holds data, in whole pages but for its end; lseek(2), SEEK_DATA.
+
+    Less than a page at its end counts as data: what holes leave out is at least a page.
+    """
     at = 0
     while at < size:
         try:
@@ -290,7 +293,7 @@ def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
             if error.errno == errno.ENXIO:  # a hole to the end
                 return
             start, end = at, size  # a file system that cannot tell
-        yield max(start, at), min(end, size)
+        yield max(start, at), size if size - end < PAGE_SIZE else end
         at = max(end, at + 1)
 
 

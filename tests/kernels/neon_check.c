@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "scan.h"
+#include "search.h"
 
 #define MOST 20000
 #define BLOCK 64
@@ -214,6 +215,29 @@ static void compare(int32_t neon, int32_t scalar, const struct question *questio
         }
 }
 
+/* Anchors of 1 to PATTERNS_AT_ONCE patterns, of bytes that are there and under any mask. */
+static void compare_anchors(int32_t neon, int32_t scalar, const struct question *question,
+                            const unsigned char *data) {
+    static const unsigned char masks[] = {0xff, 0xff, 0xff, 0xdf, 0xf0, 0x0f, 0};
+    static uint64_t found[MOST / BLOCK + 1], wanted[MOST / BLOCK + 1];
+    struct fastdump_anchor anchors[2 * PATTERNS_AT_ONCE];
+    uint64_t count = 1 + below(PATTERNS_AT_ONCE), farthest = 0;
+    if (question->length == 0)
+        return;
+    for (uint64_t i = 0; i < 2 * count; i++) {
+        struct fastdump_anchor *anchor = &anchors[i];
+        anchor->offset = (uint32_t)below(question->length < 200 ? question->length : 200);
+        anchor->mask = masks[below(COUNT(masks))];
+        anchor->value = data[below(question->length)] & anchor->mask;
+        farthest = anchor->offset > farthest ? anchor->offset : farthest;
+    }
+    uint64_t blocks = (question->length - farthest) / BLOCK;
+    bool any = fastdump_anchors_of(neon)(anchors, count, data, blocks, found);
+    if (any != fastdump_anchors_of(scalar)(anchors, count, data, blocks, wanted) ||
+        memcmp(found, wanted, blocks * sizeof *found))
+        fail(question, "neon", "its anchors are not those of the scalar kernel");
+}
+
 static int32_t kernel_named(const char *name) {
     const char *found;
     for (int32_t i = 0; (found = fastdump_kernel_name(i)) != NULL; i++)
@@ -263,8 +287,9 @@ int main(int argc, char **argv) {
         else
             fill(data, question.length);
         compare(neon, scalar, &question, data, edges_end);
+        compare_anchors(neon, scalar, &question, data);
         bytes += question.length;
     }
-    printf("%" PRIu64 " cases, %" PRIu64 " bytes: the same edges\n", cases, bytes);
+    printf("%" PRIu64 " cases, %" PRIu64 " bytes: the same edges and anchors\n", cases, bytes);
     return 0;
 }

@@ -24,6 +24,7 @@ _COMMANDS = {
     "maps": "Show every region of a process, and what would be dumped of it.",
     "dump": "Dump the memory of a live process.",
     "strings": "Print the printable strings in the memory of a process, a dump, or a file.",
+    "search": "Find patterns in the memory of a process, a dump, or a file, as grep does.",
     "hexdump": "Show the memory of a process or a dump as hexdump -C does.",
     "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",
@@ -51,9 +52,9 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    epilog="Exit codes: 0 complete; 2 usage; 3 done, but with gaps that were not expected; "
-    "4 target gone or changed; 5 no permission; 6 corrupt input; 7 output failed; "
-    "130 interrupted.",
+    epilog="Exit codes: 0 complete; 1 nothing found (search); 2 usage; 3 done, but with gaps that "
+    "were not expected; 4 target gone or changed; 5 no permission; 6 corrupt input; "
+    "7 output failed; 130 interrupted.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="fastdump")

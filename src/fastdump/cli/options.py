@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fastdump.errors import FastdumpError
+from fastdump.gaps import Gaps
 from fastdump.selection import Preset, Rule
 from fastdump.text import printable, size
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fastdump.place import Place
     from fastdump.source import Source
     from fastdump.survey import Survey
+    from fastdump.sweep import Sweep
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _RULES = "fastdump.rules"
@@ -144,3 +146,24 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def complain_of_gaps(report: Gaps) -> None:
+    """Say what could not be read, if that was not expected."""
+    if report.unexpected_gaps:
+        lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
+        click.echo(f"fastdump: incomplete: {size(lost)} could not be read", err=True)
+        for reason in sorted({gap.reason for gap in report.unexpected_gaps}):
+            click.echo(f"  gap: {reason}", err=True)
+
+
+def stats_of(report: Sweep) -> str:
+    """How much was searched, and how fast."""
+    tally = report.tally
+    searched = tally.read + tally.file
+    rate = searched / report.seconds / 1e9 if report.seconds else 0
+    known = f", {size(tally.zero + tally.absent)} known zeros" if tally.zero + tally.absent else ""
+    return (
+        f"searched {size(searched)}{known} in {report.seconds:.3f} s: {rate:.2f} GB/s, "
+        f"{report.threads} threads, {report.kernel}"
+    )

@@ -16,10 +16,12 @@ from fastdump._strings import MOST_LENGTH, Query
 from fastdump.cli.options import (
     OrderedCommand,
     complain,
+    complain_of_gaps,
     preset_of,
     rules_of,
     selected,
     selection_options,
+    stats_of,
     swap_option,
 )
 from fastdump.cli.strings_output import Wanted, open_output
@@ -27,7 +29,7 @@ from fastdump.errors import FastdumpError, OutputFailed, UsageError
 from fastdump.place import Place, Stream, WholeFile, open_file
 from fastdump.selection import Preset
 from fastdump.sources import is_pid, open_dump, open_source
-from fastdump.string_search import WHOLE_MOST, StringsReport
+from fastdump.string_search import WHOLE_MOST
 from fastdump.text import size
 
 _RADIX = {"x": 16, "d": 10, "o": 8}
@@ -230,8 +232,9 @@ def command(ctx: click.Context, /, sources: tuple[str, ...], **options: Any) -> 
                     report = output.search(place)
                 code = code or report.exit_code
                 if options["stats"]:
-                    click.echo(_stats(report), err=True)
-                _complain(report)
+                    found = f"{report.strings:,} strings, {size(report.bytes)}"
+                    click.echo(f"{stats_of(report)}; {found}", err=True)
+                complain_of_gaps(report)
             except FastdumpError as error:
                 if len(sources) == 1 or isinstance(error, OutputFailed):
                     raise
@@ -290,23 +293,3 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
         return
     with open(fd, "rb", buffering=0) as file:
         yield Stream(source, WHOLE_MOST, file)
-
-
-def _stats(report: StringsReport) -> str:
-    tally = report.tally
-    searched = tally.read + tally.file
-    rate = searched / report.seconds / 1e9 if report.seconds else 0
-    known = f", {size(tally.zero + tally.absent)} known zeros" if tally.zero + tally.absent else ""
-    return (
-        f"searched {size(searched)}{known} in {report.seconds:.3f} s: {rate:.2f} GB/s, "
-        f"{report.threads} threads, {report.kernel}; {report.strings:,} strings, "
-        f"{size(report.bytes)}"
-    )
-
-
-def _complain(report: StringsReport) -> None:
-    if report.exit_code:
-        lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
-        click.echo(f"fastdump: incomplete: {size(lost)} could not be read", err=True)
-        for reason in sorted({gap.reason for gap in report.unexpected_gaps}):
-            click.echo(f"  gap: {reason}", err=True)
