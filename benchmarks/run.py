@@ -68,10 +68,11 @@ from hexdump_rows import HEXDUMP_ROWS
 from reading_rows import READING_ROWS
 from rows import ROWS as DUMP_ROWS
 from rows import Check, Need, Result
+from search_rows import SEARCH_ROWS
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | HEXDUMP_ROWS | READING_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free
