@@ -88,7 +88,7 @@ def test_each_class_and_byte_order(tmp_path: Path, wide: bool, order: str, exten
         assert [m.text for m in source.strings()] == ["hello"]
 
 
-def test_where_segments_overlap_the_first_in_the_file_has_the_bytes(tmp_path: Path) -> None:
+def test_where_segments_overlap_the_one_that_begins_first_has_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.core"
     a, b = b"a" * (2 * PAGE), b"b" * (2 * PAGE)
     path.write_bytes(core([(6, 0x10000, 2 * PAGE, a), (6, 0x11000, 2 * PAGE, b)]))

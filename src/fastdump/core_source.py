@@ -58,7 +58,9 @@ class ElfCore(Dumped):
         if frames and frames.index.lost:
             notes.append(f"{frames.index.lost}: what follows byte {file.size:,} of it is lost")
         elif frames and frames.index.rebuilt:
-            notes.append("the seek table is missing: the frames were found by walking them")
+            notes.append(
+                "the seek table is missing or broken: the frames were found by walking them"
+            )
         manifest = read_manifest(text) if text else None
         if manifest:
             regions = [recorded.region for recorded in manifest.regions]

@@ -8,9 +8,10 @@ include/uapi/linux/elfcore.h (prstatus, prpsinfo), auxvec.h.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump.errors import CorruptDump
@@ -33,8 +34,11 @@ AT_NULL, AT_ENTRY, AT_RANDOM, AT_SYSINFO_EHDR = 0, 9, 25, 33
 PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 # Where struct elf_prstatus has the stack pointer: pr_reg is at 112.
 _STACK_POINTERS = {EM_X86_64: 112 + 19 * 8, EM_AARCH64: 112 + 31 * 8}
-_MOST_NOTES = 64 << 20
-_MOST_SEGMENTS = 1 << 22
+_MOST_NOTES = 1 << 18
+_MOST_NOTE_BYTES = 64 << 20
+_MOST_SEGMENTS = 1 << 20
+_MOST_MAPPED = 1 << 19
+_MOST_AUXV = 1 << 14  # bytes
 
 
 class Note(NamedTuple):
@@ -115,18 +119,15 @@ class Elf:
         if e_phnum == PN_XNUM:
             e_phnum = self._extended_phnum(e_phoff)
         headers = list(self._program_headers(e_phoff, e_phnum))
-        self.notes = [
-            note
-            for p_type, segment in headers
-            if p_type == PT_NOTE
-            for note in self._notes(segment.p_offset, segment.p_filesz)
-        ]
+        self.notes = list(
+            self._notes((s.p_offset, s.p_filesz) for p_type, s in headers if p_type == PT_NOTE)
+        )
         self.segments = list(self._in_order(s for p_type, s in headers if p_type == PT_LOAD))
 
     def _extended_phnum(self, e_phoff: int) -> int:
         """``sh_info`` of section header 0; of a core without its end, where its notes begin."""
         size = 64 if self.wide else 40
-        raw = self._file.read(self._shoff, size)
+        raw = self._file.read(self._shoff, size) if self._shoff else b""
         if len(raw) == size:
             return int(struct.unpack_from(self._order + "I", raw, 44 if self.wide else 28)[0])
         first = self._file.read(e_phoff, self._phdr.size)
@@ -154,13 +155,13 @@ class Elf:
         return p_type, Segment(p_flags, p_offset, p_vaddr, p_filesz, p_memsz)
 
     def _in_order(self, segments: Iterator[Segment]) -> Iterator[Segment]:
-        """By address; where two overlap, the first in the file has the bytes, as for gdb."""
-        end = 0
+        """By address; where two overlap, the one that begins first has the bytes."""
+        end = overlaps = 0
         for s in sorted(segments, key=lambda s: s.p_vaddr):
             if s.end > 1 << 64:
                 raise CorruptDump(f"{self._name} has a segment beyond the end of all addresses")
             if s.p_vaddr < end:
-                self.lost.append(f"segments overlap at {s.p_vaddr:#x}: the first one is taken")
+                overlaps += 1
                 cut = min(end, s.end) - s.p_vaddr
                 filesz = max(s.p_filesz - cut, 0)
                 s = s._replace(
@@ -172,23 +173,28 @@ class Elf:
             if s.end > s.p_vaddr:
                 yield s
                 end = s.end
+        if overlaps:
+            self.lost.append(f"{overlaps:,} segments overlap others, and are cut")
 
-    def _notes(self, offset: int, size: int) -> Iterator[Note]:
-        if size > _MOST_NOTES:
-            self.lost.append(f"notes of {size:,} bytes are not read")
-            return
-        raw = self._file.read(offset, size)
-        at = 0
-        while at + 12 <= len(raw):
-            namesz, descsz, n_type = struct.unpack_from(self._order + "III", raw, at)
-            desc_at = at + 12 + -(-namesz // 4) * 4
-            if desc_at + descsz > len(raw):
-                break
-            name = raw[at + 12 : at + 12 + namesz].rstrip(b"\0").decode("ascii", "replace")
-            yield Note(name, n_type, raw[desc_at : desc_at + descsz])
-            at = desc_at + -(-descsz // 4) * 4
-        if at < len(raw) - 3 or len(raw) < size:
-            self.lost.append("the notes are cut off, or broken")
+    def _notes(self, places: Iterable[tuple[int, int]]) -> Iterator[Note]:
+        """The notes at offsets of some lengths, which may well be those of others again."""
+        left, room = _MOST_NOTES, _MOST_NOTE_BYTES
+        for offset, size in places:
+            raw = self._file.read(offset, min(size, room))
+            room -= len(raw)
+            at = 0
+            while at + 12 <= len(raw) and left:
+                namesz, descsz, n_type = struct.unpack_from(self._order + "III", raw, at)
+                desc_at = at + 12 + -(-namesz // 4) * 4
+                if desc_at + descsz > len(raw):
+                    break
+                name = raw[at + 12 : at + 12 + namesz].rstrip(b"\0").decode("ascii", "replace")
+                yield Note(name, n_type, raw[desc_at : desc_at + descsz])
+                left -= 1
+                at = desc_at + -(-descsz // 4) * 4
+            if at < len(raw) - 3 or len(raw) < size:
+                self.lost.append("the notes are cut off, broken, or too many")
+                return
 
     def notes_of(self, type: int) -> list[bytes]:
         """The descriptors of the notes of one type."""
@@ -204,7 +210,7 @@ class Elf:
             self.lost.append("the section headers are cut off, and with them a manifest, maybe")
         for section in struct.iter_unpack(self._order + "IIQQQQIIQQ", raw[: len(raw) // 64 * 64]):
             if section[1] == SHT_NOTE:
-                for note in self._notes(section[4], section[5]):
+                for note in self._notes([(section[4], section[5])]):
                     if note.name == NOTE_OWNER and note.type == NT_FASTDUMP_MANIFEST:
                         return note.desc
         return None
@@ -220,32 +226,35 @@ class Elf:
         """Whether it is of the kind that fastdump writes."""
         return self.wide and self._order == "<"
 
-    @property
+    @functools.cached_property
     def auxv(self) -> dict[int, int]:
         """AT_* → value: getauxval(3)."""
         found = {}
         for raw in self.notes_of(NT_AUXV):
-            words = self.words(raw)
+            words = self.words(raw[:_MOST_AUXV])
             for key, value in zip(words[::2], words[1::2], strict=False):
                 if key == AT_NULL:
                     break
                 found[key] = value
         return found
 
-    @property
+    @functools.cached_property
     def mapped_files(self) -> list[MappedFile]:
         """What NT_FILE has."""
         found = []
-        for raw in self.notes_of(NT_FILE):
-            words = self.words(raw)
-            if len(words) < 2 or words[0] > (len(words) - 2) // 3:
+        entry = struct.Struct(self._order + ("QQQ" if self.wide else "III"))
+        word = entry.size // 3
+        for raw in self.notes_of(NT_FILE)[:1]:
+            count, page = self.words(raw[: 2 * word].ljust(2 * word, b"\0"))
+            names_at = 2 * word + count * entry.size
+            if count > _MOST_MAPPED or names_at > len(raw):
                 self.lost.append("the names of mapped files (NT_FILE) are broken")
-                continue
-            count, page = words[0], words[1]
-            names = raw[(2 + 3 * count) * (8 if self.wide else 4) :].split(b"\0")
-            for i in range(min(count, len(names))):
-                start, end, offset = words[2 + 3 * i : 5 + 3 * i]
-                found.append(MappedFile(start, end, offset * page, os.fsdecode(names[i])))
+                break
+            names = raw[names_at:].split(b"\0", count)
+            entries = entry.iter_unpack(raw[2 * word : names_at])
+            for (start, end, offset), name in zip(entries, names, strict=False):
+                if start < end:
+                    found.append(MappedFile(start, end, offset * page, os.fsdecode(name)))
         return sorted(found)
 
     @property

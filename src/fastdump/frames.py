@@ -16,6 +16,7 @@ import json
 import struct
 import sys
 import threading
+import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ _LONG = struct.Struct("<Q")
 MOST_CONTENT = 4 << 20
 # LZ4 makes data that it cannot compress longer by less than that.
 _MOST_FRAME = MOST_CONTENT + (64 << 10)
-_MOST_MANIFEST = 32 << 20
+_MOST_MANIFEST = 64 << 20
+_MOST_FRAMES = 1 << 22
 _CACHED = 8
 CORRUPT = "corrupt: its checksum does not hold"
 
@@ -54,7 +56,7 @@ class Index:
         offsets: Of the frames in the file, and of the end of the last.
         starts: Of their contents, likewise.
         lost: What is wrong behind the last frame; empty if nothing is.
-        rebuilt: There was no seek table: the frames were walked.
+        rebuilt: There was no good seek table: the frames were walked.
     """
 
     def __init__(self) -> None:
@@ -152,8 +154,8 @@ class Frames(Storage):
         magic, size = _SKIPPABLE.unpack_from(head)
         if magic != MANIFEST_MAGIC or not head.endswith(MANIFEST_OWNER) or size > _MOST_MANIFEST:
             return None
-        size -= len(MANIFEST_OWNER)
-        frame = self.file.read(at + len(head), size)
+        size -= len(MANIFEST_OWNER) + _WORD.size  # the seek table's checksum
+        frame = self.file.read(at + len(head), max(size, 0))
         length = _content_size(frame)
         if len(frame) < size or length is None or length > _MOST_MANIFEST:
             return None
@@ -161,7 +163,7 @@ class Frames(Storage):
 
 
 def _content(frame: bytes, length: int) -> bytes | None:
-    """The *length* bytes that a frame holds; None if it does not, or has no good checksum.
+    """The *length* bytes that a frame holds; None if it does not, or a checksum of it is wrong.
 
     Never more are unpacked, whatever the frame says.
     """
@@ -194,12 +196,13 @@ def _by_table(file: Storage) -> Index | None:
     count, descriptor, magic = _SEEK_FOOTER.unpack(footer)
     size = count * 8 + _SEEK_FOOTER.size
     at = file.size - size - _SKIPPABLE.size
-    if magic != SEEKABLE_MAGIC or descriptor or at < 0:
+    if magic != SEEKABLE_MAGIC or descriptor or at < 0 or count > _MOST_FRAMES:
         return None
     if file.read(at, _SKIPPABLE.size) != _SKIPPABLE.pack(SEEK_TABLE_MAGIC, size):
         return None
     table = file.read(at + _SKIPPABLE.size, count * 8)
-    if len(table) < count * 8:
+    # A wrong size would show in its own frame only, and move the bytes of all that follow.
+    if len(table) < count * 8 or file.read(at - 4, 4) != _checksum(table):
         return None
     entries = array("I", table)
     if sys.byteorder == "big":
@@ -211,6 +214,11 @@ def _by_table(file: Storage) -> Index | None:
     index.offsets = array("Q", itertools.accumulate(sizes, initial=0))
     index.starts = array("Q", itertools.accumulate(contents, initial=0))
     return index if index.offsets[-1] <= at else None
+
+
+def _checksum(table: bytes) -> bytes:
+    """Of a seek table, which has none of its own."""
+    return _WORD.pack(zlib.crc32(table))
 
 
 def _by_walk(file: Storage, name: str) -> Index:
@@ -230,7 +238,7 @@ def _by_walk(file: Storage, name: str) -> Index:
                 + (f" ({content:,} bytes in one)" if content else ""),
                 "unpack it with lz4 -d, and name the result",
             )
-        if magic != FRAME_MAGIC or content is None:
+        if magic != FRAME_MAGIC or content is None or not _header_holds(head):
             index.lost = TRUNCATED if len(head) < 19 else f"no LZ4 frame at offset {at:#x}"
             break
         size = _frame_size(file, at, head)
@@ -239,6 +247,17 @@ def _by_walk(file: Storage, name: str) -> Index:
             break
         index.add(size, content)
     return index
+
+
+def _header_holds(head: bytes) -> bool:
+    """Whether the checksum of a frame's header does: of all of it but the magic number."""
+    import lz4.frame
+
+    try:
+        lz4.frame.get_frame_info(head)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _frame_size(file: Storage, at: int, head: bytes) -> int | None:
@@ -310,12 +329,14 @@ class FrameStream:
 
     def close(self, manifest: dict[str, object] | None, compressor: Compressor) -> int:
         """Write the skippable frames, and flush; the length of it all in bytes."""
+        entries, count = bytes(self._entries), len(self._entries) // _SEEK_ENTRY.size
+        payload = MANIFEST_OWNER
         if manifest:
             text = json.dumps(manifest, separators=(",", ":")).encode("ascii")
-            payload = MANIFEST_OWNER + compressor.frame(text)
-            self._stream.write(_SKIPPABLE.pack(MANIFEST_MAGIC, len(payload)) + payload)
-        count = len(self._entries) // _SEEK_ENTRY.size
-        table = bytes(self._entries) + _SEEK_FOOTER.pack(count, 0, SEEKABLE_MAGIC)
+            payload += compressor.frame(text)
+        payload += _checksum(entries)
+        self._stream.write(_SKIPPABLE.pack(MANIFEST_MAGIC, len(payload)) + payload)
+        table = entries + _SEEK_FOOTER.pack(count, 0, SEEKABLE_MAGIC)
         self._stream.write(_SKIPPABLE.pack(SEEK_TABLE_MAGIC, len(table)) + table)
         self._stream.flush()
         return self._stream.length

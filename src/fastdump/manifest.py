@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fastdump.survey import Survey
 
 SCHEMA = 1
+# Commas, colons and brackets: each may cost 100 bytes once it is parsed. A process with the 262,144
+# mappings that search engines ask for takes 28 of them for each.
+_MOST_MARKS = 8 << 20
 
 
 def make_manifest(
@@ -121,6 +124,8 @@ def read_manifest(text: bytes) -> Manifest:
     Raises:
         CorruptDump: It is none, or of a later schema.
     """
+    if sum(map(text.count, (b",", b":", b"[", b"{"))) > _MOST_MARKS:
+        raise CorruptDump("the manifest is too long to be one")
     try:
         raw = json.loads(text)
         if raw["schema"] != SCHEMA:
@@ -129,12 +134,18 @@ def read_manifest(text: bytes) -> Manifest:
                 "use the fastdump that wrote it, or a later one",
             )
         gaps = [
-            Gap(*_range(gap["start"], gap["end"]), str(gap["reason"]), int(gap["errno"]))
+            Gap(
+                *_range(gap["start"], gap["end"]), _text(gap["reason"]), _number(gap["errno"], 4096)
+            )
             for gap in raw["gaps"]
         ]
         regions = [_recorded(region) for region in raw["regions"]]
         _check_order([(r.region.start, r.region.end) for r in regions])
         _check_order([gap[:2] for gap in gaps])
+        for key in ("host", "process", "selection", "totals"):
+            if not isinstance(raw.get(key, {}), dict):
+                raise ValueError(key)
+        _check_process(raw.get("process", {}))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptDump(f"the manifest is broken: {type(error).__name__} {error}") from None
     return Manifest(regions, gaps, raw)
@@ -142,16 +153,17 @@ def read_manifest(text: bytes) -> Manifest:
 
 def _recorded(raw: dict[str, Any]) -> Recorded:
     start, end = _range(raw["start"], raw["end"])
-    perms, path = raw["perms"], raw["path"]
-    if not (isinstance(perms, str) and isinstance(path, str) and len(perms) == 4):
-        raise ValueError("perms or path")
-    region = Region(start, end, perms, int(raw["offset"]), str(raw["dev"]), int(raw["inode"]), path)
-    label = Label(Kind(raw["label"]), str(raw["module"]), str(raw["note"]))
+    perms = _text(raw["perms"])
+    if len(perms) != 4:
+        raise ValueError("perms")
+    offset, inode = _number(raw["offset"], 1 << 64), _number(raw["inode"], 1 << 64)
+    region = Region(start, end, perms, offset, _text(raw["dev"]), inode, _text(raw["path"]))
+    label = Label(Kind(raw["label"]), _text(raw["module"]), _text(raw["note"]))
     whole = []
     if raw["dumped"] == Part.WHOLE.value:
         whole = [_range(*pair) for pair in raw.get("ranges", [[raw["start"], raw["end"]]])]
     files = [
-        (str(file["name"]), _range(file["start"], file["end"])) for file in raw.get("files", ())
+        (_text(file["name"]), _range(file["start"], file["end"])) for file in raw.get("files", ())
     ]
     _check_order(whole)
     for inside in [*whole, *(found for _, found in files)]:
@@ -165,6 +177,28 @@ def _range(start: str, end: str) -> Range:
     if not 0 <= found.start < found.end <= 1 << 64:
         raise ValueError(f"no range: {start}-{end}")
     return found
+
+
+def _text(value: Any) -> str:
+    """Text that can be the bytes of a path again."""
+    if not isinstance(value, str) or b"\0" in os.fsencode(value):
+        raise ValueError(f"no text: {value!r:.100}")
+    return value
+
+
+def _number(value: Any, most: int) -> int:
+    """From 0 to below *most*."""
+    if type(value) is not int or not 0 <= value < most:  # True is an int, too
+        raise ValueError(f"no number, or out of range: {value!r:.100}")
+    return value
+
+
+def _check_process(process: dict[str, Any]) -> None:
+    """What there is of it must be what it goes by in a core."""
+    for key in {"pid", "ppid", "uid", "gid", "threads"} & process.keys():
+        _number(process[key], 1 << (32 if key in ("uid", "gid") else 31))
+    for text in [*(process.get(key, "") for key in ("comm", "exe")), *process.get("cmdline", ())]:
+        _text(text)
 
 
 def _check_order(ranges: Sequence[tuple[int, int]]) -> None:

@@ -51,7 +51,11 @@ class PackedFile(Storage):
             return self._frames
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
-        return self._opened().parts(offset, length)
+        try:
+            frames = self._opened()
+        except CorruptDump as error:
+            return iter([Lost(length, f"corrupt: {error}")])
+        return frames.parts(offset, length)
 
     @property
     def stored(self) -> int:
@@ -101,7 +105,8 @@ class RawDump(Dumped):
         slices: list[Slice] = []
         lost: list[Gap] = []
         for file, found, number in files:
-            if not _NAME.fullmatch(file):
+            parsed = _NAME.fullmatch(file)
+            if not parsed or int(parsed[2], 16) != found.start:
                 raise CorruptDump(f"the manifest of {name} names the file {file!r}")
             if file not in there:
                 lost.append(Gap(found.start, found.end, MISSING))
@@ -154,7 +159,11 @@ def is_raw_dump(folder: str) -> bool:
 
 def _manifest(folder: str) -> Manifest | None:
     try:
-        with open(os.path.join(folder, MANIFEST_NAME), "rb") as file:
+        # A FIFO would not let us go on.
+        fd = os.open(
+            os.path.join(folder, MANIFEST_NAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )
+        with open(fd, "rb") as file:
             text = file.read(_MOST_MANIFEST + 1)
     except FileNotFoundError:
         return None

@@ -65,7 +65,11 @@ def open_dump(path: str) -> Source | None:
         if stat.S_ISDIR(mode):
             from fastdump.raw_source import RawDump
 
-            return RawDump(path, path)
+            try:
+                return RawDump(path, path)
+            except OSError as error:
+                what = error.filename or path
+                raise UsageError(f"cannot read {what}: {error.strerror}") from None
         magic = os.pread(fd, 18, 0) if stat.S_ISREG(mode) else b""
         packed = magic[:4] == _LZ4_FRAME and is_core(_unpacked(fd))
         if not packed and not is_core(magic):

@@ -122,6 +122,9 @@ class LocalFile(Storage):
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         end = offset + length
         while offset < end:
+            if offset >= self.size:  # also what pread(2) could not be asked for
+                yield Lost(end - offset, TRUNCATED)
+                return
             try:
                 part = os.pread(self.fd, min(end - offset, PART_SIZE), offset)
             except OSError as error:

@@ -86,8 +86,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         if command:
             yield _line("command", command if isinstance(command, str) else " ".join(command))
     if "host" in found:
-        host = found["host"]
-        yield _line("host", f"{host['name']}, Linux {host['kernel']}, {host['machine']}")
+        name, kernel, machine = (found["host"].get(key) for key in ("name", "kernel", "machine"))
+        yield _line("host", f"{name}, Linux {kernel}, {machine}")
     if "tool" in found:
         told = [f"{found.get('time', 'converted')} by {found['tool']}"]
         if found.get("pause") == "none":
