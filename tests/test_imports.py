@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "fastdump"
 ORDER = [
     "text",
     "errors",
+    "url",
     "region",
     "_native",
     "_strings",
@@ -39,6 +40,7 @@ ORDER = [
     "core_source",
     "raw_source",
     "live_source",
+    "remote",
     "sources",
     "addresses",
     "symbols",

@@ -138,10 +138,12 @@ class Frames(Storage):
         """What a frame holds, its checksum checked."""
         offset, end = self.index.offsets[number], self.index.offsets[number + 1]
         length = self.index.starts[number + 1] - self.index.starts[number]
-        found = self.file.read(offset, end - offset)
-        if len(found) < end - offset:
-            return Lost(length, TRUNCATED)
-        content = _content(found, length)
+        frame = []
+        for part in self.file.parts(offset, end - offset):
+            if isinstance(part, Lost):
+                return Lost(length, part.reason)
+            frame.append(part)
+        content = _content(b"".join(frame), length)
         return Lost(length, CORRUPT) if content is None else content
 
     def _manifest(self) -> bytes | None:
