@@ -22,6 +22,7 @@ from fastdump.process import Growth
 from fastdump.rawdump import Raw, RawLz4
 from fastdump.selection import Preset
 from fastdump.survey import Survey, pieces_of, shares
+from fastdump.url import is_url, local_path, shown
 
 # What each format selects when nothing else is asked for, and the name it gets.
 FORMATS = {
@@ -150,11 +151,11 @@ def open_writer(
     """The writer of a format, and what its output is called.
 
     Args:
-        output: A path, ``-`` for standard output.
+        output: A path or a URL, ``-`` for standard output.
 
     Raises:
         OutputFailed: The output exists or cannot be created.
-        UsageError: The format is a folder, which cannot be streamed.
+        UsageError: The format is a folder, which cannot be streamed, or the URL makes no sense.
     """
     if format == "null":
         return Null(), ""
@@ -166,7 +167,17 @@ def open_writer(
         raise UsageError(
             f"--format {format} is a folder and cannot be streamed", "use --format core or lz4"
         )
-    path = Path(output)
+    if is_url(output):
+        if format not in ("core", "lz4"):
+            raise UsageError(
+                f"--format {format} is a folder, and is not written to a URL",
+                "use --format core or lz4",
+            )
+        from fastdump.remote_output import open_output
+
+        remote = open_output(output, force)
+        return Lz4Writer(remote, level) if format == "lz4" else CoreStream(remote), shown(output)
+    path = Path(local_path(output))
     if format == "lz4":
         return Lz4Writer(PartFile(path, force), level), output
     if format == "core":

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from fastdump import _native
 from fastdump.errors import CorruptDump
 from fastdump.storage import TRUNCATED, Lost, Storage
-from fastdump.stream import Stream
+from fastdump.stream import Sink
 
 # The whole frame stays in the L2 cache between being read and being compressed.
 FRAME_SIZE = 1 << 20
@@ -302,7 +302,7 @@ class Compressor:
 class FrameStream:
     """LZ4 frames in a stream, and the seek table behind them."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
         self._entries = bytearray()
 

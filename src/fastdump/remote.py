@@ -73,8 +73,13 @@ def opening(url: str) -> Iterator[None]:
     except Exception as error:  # each package has its own kinds
         message = f"cannot read {shown(url)}: {reason_of(error)}"
         if is_refusal(error):
-            raise NotPermitted(message, _CREDENTIALS.get(kind_of(url), "")) from None
+            raise NotPermitted(message, credentials_hint(url)) from None
         raise UsageError(message, "is the name right, and does its server run?") from None
+
+
+def credentials_hint(url: str) -> str:
+    """Where the credentials of a URL come from."""
+    return _CREDENTIALS.get(kind_of(url), "")
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
 from fastdump.survey import Survey
 from fastdump.text import printable, size
+from fastdump.url import is_url, local_path
 
 
 @click.command(name="dump", cls=OrderedCommand)
@@ -36,7 +37,8 @@ from fastdump.text import printable, size
     "-o",
     "--output",
     metavar="PATH",
-    help="File or folder to write; - streams to standard output (core, lz4).  "
+    help="File or folder to write; - streams to standard output, s3:// or ssh:// to a server "
+    "(core, lz4).  "
     "[default: PID.core.lz4, PID.core, PID.raw, PID.raw-lz4]",
 )
 @click.option(
@@ -102,8 +104,8 @@ def command(
         output = ""
     elif output == "-" and sys.stdout.isatty() and not plan:
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
-    if output not in ("-", "") and not plan:
-        check_free(Path(output), force)
+    if output not in ("-", "") and not is_url(output) and not plan:
+        check_free(Path(local_path(output)), force)
     with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
         survey = Survey(
             process,
@@ -119,7 +121,8 @@ def command(
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 warn_swapped(survey)
-            with uninterrupted():
+            # A URL is only connected to: nothing is there yet, and its server may not answer.
+            with contextlib.nullcontext() if is_url(output) else uninterrupted():
                 writer, name = open_writer(format, output, force=force, level=level)
                 stack.callback(writer.abort)  # does nothing once it is whole
             with progress_bar(quiet or as_json) as progress:
