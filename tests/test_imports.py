@@ -28,6 +28,7 @@ ORDER = [
     "storage",
     "remote",
     "remote_output",
+    "outputs",
     "frames",
     "elf",
     "elfcore",

@@ -25,7 +25,7 @@ _UNDER_WAY = 64 << 20
 _THREADS = 4
 
 
-def open_output(url: str, force: bool = False) -> Output:
+def open_remote_output(url: str, force: bool = False) -> Output:
     """An output that a URL names; nothing is written before its first use.
 
     Raises:

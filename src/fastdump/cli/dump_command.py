@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -23,12 +22,11 @@ from fastdump.cli.options import (
 )
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
 from fastdump.errors import UsageError
-from fastdump.output import check_free, uninterrupted
+from fastdump.outputs import check_output, created
 from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
 from fastdump.survey import Survey
 from fastdump.text import printable, size
-from fastdump.url import is_url, local_path
 
 
 @click.command(name="dump", cls=OrderedCommand)
@@ -104,8 +102,8 @@ def command(
         output = ""
     elif output == "-" and sys.stdout.isatty() and not plan:
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
-    if output not in ("-", "") and not is_url(output) and not plan:
-        check_free(Path(local_path(output)), force)
+    if output and not plan:
+        check_output(output, force)
     with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
         survey = Survey(
             process,
@@ -121,8 +119,7 @@ def command(
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 warn_swapped(survey)
-            # A URL is only connected to: nothing is there yet, and its server may not answer.
-            with contextlib.nullcontext() if is_url(output) else uninterrupted():
+            with created(output):
                 writer, name = open_writer(format, output, force=force, level=level)
                 stack.callback(writer.abort)  # does nothing once it is whole
             with progress_bar(quiet or as_json) as progress:
