@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import logging
 import os
 import re
 import socket
@@ -42,6 +43,7 @@ class Wire:
         self.down = self.up = 0
         self.limits: dict[tuple[str, int], Callable[[], None]] = {}
         self._lock = threading.Lock()
+        self._is_cut = False
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -51,7 +53,11 @@ class Wire:
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server_port))
-                self._sockets += (client, server)
+                with self._lock:
+                    self._sockets += (client, server)
+                    if self._is_cut:
+                        self._break()
+                        return
                 for one, other, direction in ((client, server, "up"), (server, client, "down")):
                     thread = threading.Thread(target=self._carry, args=(one, other, direction))
                     self._threads.append(thread)
@@ -74,14 +80,19 @@ class Wire:
 
     def cut(self) -> None:
         """The server is gone: connections break, and new ones are refused."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._listener.close()
+        with self._lock:
+            self._is_cut = True
+            self._break()
+
+    def _break(self) -> None:
         for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self.cut()
         for thread in self._threads:
             thread.join()
@@ -103,6 +114,7 @@ def s3_server() -> Iterator[int]:
     """An S3-compatible server: its port. Its buckets are the process's, and last."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -8,7 +8,6 @@ Consistency: that of the dump. Page visibility: all of each file; its holes are 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -168,10 +167,10 @@ class RawDump(Dumped):
 
 
 def _manifest(folder: Folder) -> Manifest:
-    with contextlib.closing(folder.file(MANIFEST_NAME)) as file:
-        if file.size > _MOST_MANIFEST:
-            raise CorruptDump("the manifest is too long to be one")
-        return read_manifest(file.read(0, file.size))
+    file = folder.file(MANIFEST_NAME)
+    if file.size > _MOST_MANIFEST:
+        raise CorruptDump("the manifest is too long to be one")
+    return read_manifest(file.read(0, file.size))
 
 
 def _files_of(folder: Folder, there: dict[str, int], name: str) -> list[tuple[str, Range, int]]:
