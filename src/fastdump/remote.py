@@ -31,8 +31,7 @@ _THREADS = 8
 _READERS = 64
 _TRIES = 2
 _GIVE_UP = 3  # failures in a row
-# Seconds without an answer. The S3 client has such limits of its own.
-_PATIENCE = 30
+_PATIENCE = 30  # seconds without an answer
 
 Key: TypeAlias = "tuple[str, int]"
 
@@ -93,8 +92,11 @@ def reason_of(error: BaseException) -> str:
     return shown(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
-def connect(url: str) -> tuple[Any, str]:
+def connect(url: str, patience: int = _PATIENCE) -> tuple[Any, str]:
     """The file system of a URL, and the path there.
+
+    Args:
+        patience: Seconds without an answer after which a request has failed.
 
     Raises:
         UsageError, NotPermitted: It cannot be reached.
@@ -105,17 +107,22 @@ def connect(url: str) -> tuple[Any, str]:
         import fsspec.config
         import fsspec.core
 
+        def configured(name: str) -> dict[str, Any]:
+            found: dict[str, Any] = fsspec.config.conf.get(kind, {}).get(name, {})
+            return found
+
         if kind == "ssh":
             import sshfs  # noqa: F401  # else fsspec takes paramiko, which trusts every host key
 
             # sshfs alone would accept any host key too.
-            options = {"known_hosts": (), "connect_timeout": _PATIENCE, "keepalive_interval": 10}
+            options = {"known_hosts": (), "connect_timeout": patience, "keepalive_interval": 10}
         elif kind == "http":
             import aiohttp
 
-            limits = aiohttp.ClientTimeout(None, sock_connect=_PATIENCE, sock_read=_PATIENCE)
-            configured = fsspec.config.conf.get(kind, {}).get("client_kwargs", {})
-            options = {"client_kwargs": {"timeout": limits, **configured}}
+            limits = aiohttp.ClientTimeout(None, sock_connect=patience, sock_read=patience)
+            options = {"client_kwargs": {"timeout": limits, **configured("client_kwargs")}}
+        elif kind == "s3":
+            options = {"config_kwargs": {"read_timeout": patience, **configured("config_kwargs")}}
         # A file system that is kept may have a connection that has broken meanwhile.
         fs, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
         return fs, path

@@ -23,6 +23,8 @@ from fastdump.url import shown
 _PART_SIZE, _DOUBLED_AFTER = 16 << 20, 1250
 _UNDER_WAY = 64 << 20
 _THREADS = 4
+# Seconds. To complete an upload some servers copy all of it, and say nothing meanwhile.
+_PATIENCE = 300
 
 
 def open_remote_output(url: str, force: bool = False) -> Output:
@@ -71,7 +73,7 @@ class Upload:
 
     def __init__(self, url: str, force: bool) -> None:
         self._url, self._force = url, force
-        self._fs, path = connect(url)
+        self._fs, path = connect(url, _PATIENCE)
         bucket, key, _ = self._fs.split_path(path)
         if not key:
             raise UsageError(f"{shown(url)} names a bucket", "name a file in it with -o")
