@@ -153,18 +153,22 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
-        with contextlib.suppress(OSError):  # who only wants the header hangs up
-            self.wfile.write(content[start:end])
+        self.wfile.write(content[start:end])
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+class _HttpServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Whoever only wants the header of an answer hangs up."""
 
 
 @contextlib.contextmanager
 def http_server(folder: Path) -> Iterator[int]:
     """A server of files, by ranges: its port."""
     handler = partial(_Handler, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _HttpServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -428,8 +428,10 @@ def test_credentials(bucket: Bucket, s3_port: int) -> None:
 
     none = {k: v for k, v in os.environ.items() if not k.endswith(("_KEY_ID", "_ACCESS_KEY"))}
     anonymous = {**none, "FSSPEC_S3_ANON": "1"}
-    for environment in (dict(os.environ), anonymous):
-        assert run("strings", f"{bucket.url}/app", env=environment).returncode == 0
+    assert run("strings", f"{bucket.url}/app").returncode == 0
+    refused = run("strings", f"{bucket.url}/app", env=anonymous)
+    bucket.fs.chmod(f"{bucket.name}/app", acl="public-read")
+    assert run("strings", f"{bucket.url}/app", env=anonymous).returncode == 0
     check_from("0")
     try:
         wrong = run("strings", f"{bucket.url}/app")
@@ -437,7 +439,7 @@ def test_credentials(bucket: Bucket, s3_port: int) -> None:
         missing = run("strings", f"{bucket.url}/app", env=none)
     finally:
         check_from("inf")
-    for result in (wrong, missing):
+    for result in (wrong, missing, refused):
         assert result.returncode == NotPermitted.exit_code
         first, hint = result.stderr.splitlines()
         assert first.startswith(f"fastdump: cannot read {bucket.url}/app: ")

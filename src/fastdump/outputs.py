@@ -44,7 +44,7 @@ def open_folder(name: str, force: bool = False) -> PartFolder:
     """
     if name == STANDARD_OUTPUT or is_url(name):
         raise UsageError(
-            f"a folder cannot be written to {'standard output' if name == '-' else shown(name)}",
+            f"a folder cannot be streamed to {'standard output' if name == '-' else shown(name)}",
             "use --format core or lz4",
         )
     return PartFolder(Path(local_path(name)), force)
