@@ -679,7 +679,7 @@ def test_names_of_files_that_lead_elsewhere(
     files = next(r["files"] for r in manifest["regions"] if r["files"])
     files[0]["name"] = name
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CorruptDump, match="names the file|no text"):
+    with pytest.raises(CorruptDump, match=r"names the file|no text"):
         open_source(str(folder))
 
 

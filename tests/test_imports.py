@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "fastdump"
 ORDER = [
     "text",
     "errors",
+    "url",
     "region",
     "_native",
     "_strings",
@@ -28,6 +29,9 @@ ORDER = [
     "crew",
     "turns",
     "storage",
+    "remote",
+    "remote_output",
+    "outputs",
     "frames",
     "elf",
     "elfcore",

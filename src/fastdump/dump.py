@@ -6,22 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastdump import _native
 from fastdump._native import Copier, Gap, Slice, Tally
 from fastdump.crew import Crew, usual_threads
 from fastdump.elfcore import CoreFile, CoreStream
-from fastdump.errors import SourceGone, UsageError, output_failed
+from fastdump.errors import SourceGone, output_failed
 from fastdump.gaps import Gaps, merged
 from fastdump.lz4core import Lz4Writer
 from fastdump.manifest import make_manifest, totals
-from fastdump.output import PartFile, PartFolder, StandardOutput
+from fastdump.output import PartFile
+from fastdump.outputs import open_folder, open_output
 from fastdump.process import Growth
 from fastdump.rawdump import Raw, RawLz4
 from fastdump.selection import Preset
 from fastdump.survey import Survey, pieces_of, shares
+from fastdump.url import shown
 
 # What each format selects when nothing else is asked for, and the name it gets.
 FORMATS = {
@@ -150,30 +151,23 @@ def open_writer(
     """The writer of a format, and what its output is called.
 
     Args:
-        output: A path, ``-`` for standard output.
+        output: A path or a URL, ``-`` for standard output.
 
     Raises:
         OutputFailed: The output exists or cannot be created.
-        UsageError: The format is a folder, which cannot be streamed.
+        UsageError: The format is a folder, and the output cannot be one.
     """
     if format == "null":
         return Null(), ""
-    if output == "-":
-        if format == "lz4":
-            return Lz4Writer(StandardOutput(), level), STANDARD_OUTPUT
-        if format == "core":
-            return CoreStream(StandardOutput()), STANDARD_OUTPUT
-        raise UsageError(
-            f"--format {format} is a folder and cannot be streamed", "use --format core or lz4"
-        )
-    path = Path(output)
-    if format == "lz4":
-        return Lz4Writer(PartFile(path, force), level), output
-    if format == "core":
-        return CoreFile(PartFile(path, force)), output
     if format == "raw":
-        return Raw(PartFolder(path, force)), output
-    return RawLz4(PartFolder(path, force), level), output
+        return Raw(open_folder(output, force)), output
+    if format == "raw-lz4":
+        return RawLz4(open_folder(output, force), level), output
+    opened = open_output(output, force)
+    name = STANDARD_OUTPUT if output == "-" else shown(output)
+    if format == "lz4":
+        return Lz4Writer(opened, level), name
+    return CoreFile(opened) if isinstance(opened, PartFile) else CoreStream(opened), name
 
 
 def default_threads(format: str) -> int:

@@ -284,7 +284,7 @@ class CoreFile:
 
 
 class CoreStream:
-    """Writes ``--format core`` to a pipe."""
+    """Writes ``--format core`` to a pipe or a URL."""
 
     buffer_size = BLOCK_SIZE
     most_threads = None
@@ -308,6 +308,7 @@ class CoreStream:
     def finish(self, manifest: dict[str, object]) -> int:
         self._stream.write(self._layout.tail(manifest))
         self._stream.flush()
+        self._output.commit()
         return self._stream.length
 
     def keep(self, manifest: dict[str, object]) -> str:

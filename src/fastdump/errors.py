@@ -39,7 +39,7 @@ class SourceGone(FastdumpError):
 
 
 class NotPermitted(FastdumpError):
-    """The kernel does not let us read this target."""
+    """The kernel does not let us read this target, or a server this file."""
 
     exit_code = 5
 

@@ -13,7 +13,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fastdump import __version__
@@ -34,7 +33,8 @@ from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, CorruptDump, output_failed
 from fastdump.frames import FRAME_SIZE, Compressor, FrameStream
 from fastdump.gaps import merged
 from fastdump.manifest import SCHEMA
-from fastdump.output import Output, PartFile, PartFolder, StandardOutput
+from fastdump.output import Output, PartFile, PartFolder
+from fastdump.outputs import STANDARD_OUTPUT, open_folder, open_output
 from fastdump.rawdump import FileEntries, file_entry, write_manifest
 from fastdump.region import Range
 from fastdump.selection import Part
@@ -44,7 +44,6 @@ from fastdump.stream import Stream
 from fastdump.survey import pieces_of
 from fastdump.verify import verify
 
-STANDARD_OUTPUT = "-"
 _FOLDER_PIECE = 4 << 20
 Progress = Callable[[int, int], None]
 
@@ -82,7 +81,7 @@ def extract(
     """Write *source* in another format: ``core``, ``lz4``, ``raw`` or ``raw-lz4``.
 
     Args:
-        output: A path; ``-`` is standard output, for cores.
+        output: A path; for cores also a URL, or ``-`` for standard output.
         level: Of LZ4, as of lz4(1).
         progress: Called with the bytes done and in all.
 
@@ -219,7 +218,7 @@ class _SparseCore:
 
 
 class _PlainCore:
-    """A core in a pipe."""
+    """A core in a pipe, or on a server."""
 
     def __init__(self, output: Output) -> None:
         self._output, self._stream = output, output.stream()
@@ -358,18 +357,16 @@ class _Job:
         return size, self._copy(self._core(packed), blocks, size, manifest), lost
 
     def _core(self, packed: bool) -> _Sink:
-        output: Output = StandardOutput()
-        if self.output != STANDARD_OUTPUT:
-            output = file = PartFile(Path(self.output), self.force)
-            if not packed:
-                return _SparseCore(file)
-        return _PackedCore(output, self.level) if packed else _PlainCore(output)
+        output = open_output(self.output, self.force)
+        if packed:
+            return _PackedCore(output, self.level)
+        return _SparseCore(output) if isinstance(output, PartFile) else _PlainCore(output)
 
     def to_folder(self, packed: bool) -> tuple[int, int, list[Gap]]:
         lost, _ = verify(self.source, self.threads)
         files: FileEntries = {}
         blocks = list(_file_blocks(self.source, packed, files))
-        folder = PartFolder(Path(self.output), self.force)
+        folder = open_folder(self.output, self.force)
         sink = _PackedFolder(folder, files, self.level) if packed else _RawFolder(folder, files)
         size = sum(block.length for block in blocks)
         manifest = manifest_of(self.source, lost)

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from fastdump import _native
 from fastdump.errors import CorruptDump
 from fastdump.storage import TRUNCATED, Lost, Storage
-from fastdump.stream import Stream
+from fastdump.stream import Sink
 
 # The whole frame stays in the L2 cache between being read and being compressed.
 FRAME_SIZE = 1 << 20
@@ -140,10 +140,12 @@ class Frames(Storage):
         """What a frame holds, its checksum checked."""
         offset, end = self.index.offsets[number], self.index.offsets[number + 1]
         length = self.index.starts[number + 1] - self.index.starts[number]
-        found = self.file.read(offset, end - offset)
-        if len(found) < end - offset:
-            return Lost(length, TRUNCATED)
-        content = _content(found, length)
+        frame = []
+        for part in self.file.parts(offset, end - offset):
+            if isinstance(part, Lost):
+                return Lost(length, part.reason)
+            frame.append(part)
+        content = _content(b"".join(frame), length)
         return Lost(length, CORRUPT) if content is None else content
 
     def _manifest(self) -> bytes | None:
@@ -319,7 +321,7 @@ class Compressor:
 class FrameStream:
     """LZ4 frames in a stream, and the seek table behind them."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream = stream
         self._entries = bytearray()
 

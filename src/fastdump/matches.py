@@ -26,9 +26,10 @@ from fastdump.place import Place, WholeFile, open_file
 from fastdump.region import Region
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
-from fastdump.sources import attach, open_dump
+from fastdump.sources import attach, open_dump, open_whole
 from fastdump.string_search import read_giant
 from fastdump.sweep import LEAST_PIECE
+from fastdump.url import is_url
 
 
 class Match(NamedTuple):
@@ -136,7 +137,7 @@ def opened(
             )
         else:
             path = os.fspath(source)  # type: ignore[arg-type]
-            place = WholeFile(path, open_file(path))
+            place = open_whole(path) if is_url(path) else WholeFile.of(path, open_file(path))
         yield stack.enter_context(contextlib.closing(place))
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from fastdump import _native
 from fastdump.errors import OutputFailed, UsageError, output_failed
-from fastdump.stream import Stream
+from fastdump.stream import Sink, Stream
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -127,9 +127,9 @@ def _opened(path: str) -> Iterator[int]:
 
 
 class Output(Protocol):
-    """Where a stream goes: a :class:`PartFile` or :class:`StandardOutput`."""
+    """Where a stream goes: a :class:`PartFile`, :class:`StandardOutput`, or a URL."""
 
-    def stream(self) -> Stream: ...
+    def stream(self) -> Sink: ...
     def commit(self) -> int: ...
     def keep(self) -> str: ...
     def abort(self) -> None: ...

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastdump._strings import ENCODING_NAMES, Found, Row
 from fastdump.errors import UsageError, output_failed
-from fastdump.output import PartFile, uninterrupted
+from fastdump.outputs import created, open_output
 from fastdump.place import Place
+from fastdump.stream import Sink
 
 try:
     import numpy
@@ -86,6 +85,26 @@ def _texts(start: Any, length: Any, text: bytes) -> Any:
     return pa.array([text[a:b] for a, b in pairs], pa.binary())
 
 
+class _File:
+    """A sink as PyArrow wants it."""
+
+    closed = False
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.flush = sink.flush
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._sink.write(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._sink.length
+
+
 class ParquetOutput:
     """A Parquet file, which has its name once it is whole. A context manager.
 
@@ -96,9 +115,9 @@ class ParquetOutput:
     def __init__(self, path: str, force: bool, encodings: Sequence[str]) -> None:
         self._encodings = encodings
         self._path = path
-        with uninterrupted():
-            self._part = PartFile(Path(path), force)
-        self._file = os.fdopen(os.dup(self._part.fd), "wb")
+        with created(path):
+            self._output = open_output(path, force)
+        self._file = _File(self._output.stream())
         self._writer = pyarrow.parquet.ParquetWriter(self._file, _schema(encodings))
 
     def __enter__(self) -> ParquetOutput:
@@ -122,9 +141,9 @@ class ParquetOutput:
         try:
             if kind is None:
                 self._writer.close()
-                self._file.close()
-                self._part.commit()
+                self._file.flush()
+                self._output.commit()
         except OSError as error:
             raise output_failed(self._path, error) from None
         finally:
-            self._part.abort()
+            self._output.abort()

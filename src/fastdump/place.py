@@ -34,6 +34,7 @@ from fastdump.errors import SourceGone, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Region, following
 from fastdump.storage import LocalFile, Storage, part_of
+from fastdump.url import local_path
 
 if TYPE_CHECKING:
     from fastdump.survey import Survey
@@ -261,19 +262,26 @@ class Surveyed(Place):
 
 
 class WholeFile(Place):
-    """All of a regular file, read as it is; addresses are offsets. It owns *fd*."""
+    """All of a file, read as it is; addresses are offsets. It owns *file*.
 
-    def __init__(self, path: str, fd: int) -> None:
-        found = os.fstat(fd)
-        dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-        region = Region(0, found.st_size, "r--s", 0, dev, found.st_ino, path)
-        whole = Slice(0, found.st_size, 0, PLAIN, 0, 0)
-        runs = [whole.part(start, end - start) for start, end in data_of(fd, found.st_size)]
-        slices = list(with_zeros(runs, whole, ()))
-        self._file = LocalFile(fd)
-        super().__init__(
-            path, Memory.of_files(), [region], [Label(Kind.FILE)], [slices], [self._file]
+    Args:
+        data: Where it is not known to be zero.
+    """
+
+    def __init__(self, name: str, file: Storage, data: Iterable[tuple[int, int]]) -> None:
+        region = Region(0, file.size, "r--s", 0, "00:00", 0, name)
+        whole = Slice(0, file.size, 0, PLAIN, 0, 0)
+        slices = list(
+            with_zeros([whole.part(start, end - start) for start, end in data], whole, ())
         )
+        self._file = file
+        super().__init__(name, Memory.of_files(), [region], [Label(Kind.FILE)], [slices], [file])
+
+    @classmethod
+    def of(cls, path: str, fd: int) -> WholeFile:
+        """A regular file; it owns the descriptor."""
+        file = LocalFile(fd)
+        return cls(path, file, data_of(fd, file.size))
 
     def close(self) -> None:
         self._file.close()
@@ -304,7 +312,7 @@ def open_file(path: str) -> int:
         UsageError: It cannot be read, or is a folder.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {os.strerror(error.errno or 0)}", "name a pid or a file"

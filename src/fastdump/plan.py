@@ -12,6 +12,7 @@ from fastdump import _native
 from fastdump._native import Copier, Slice
 from fastdump.frames import Compressor
 from fastdump.survey import Survey
+from fastdump.url import is_url, local_path
 
 _SAMPLES = 64
 _SAMPLE_SIZE = 256 << 10
@@ -22,7 +23,7 @@ class Plan:
     """What a dump would do. Bytes and seconds; ``size`` and ``seconds`` are estimates.
 
     ``seconds`` leaves the disk out: nothing is written to measure it. ``free`` is None for
-    standard output.
+    standard output and URLs.
     """
 
     selected: int
@@ -89,7 +90,7 @@ def _make_plan(survey: Survey, format: str, output: str, threads: int, level: in
         size=0 if format == "null" else int(read / ratio),
         seconds=round(elapsed * read / sampled / threads, 2) if sampled else 0.0,
         threads=threads,
-        free=None if output in ("-", "") else _free(Path(output)),
+        free=None if output in ("-", "") or is_url(output) else _free(Path(local_path(output))),
     )
 
 

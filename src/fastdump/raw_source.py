@@ -17,13 +17,13 @@ from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
 from fastdump.dumped import Dumped, uncovered, union
-from fastdump.errors import CorruptDump, UsageError
+from fastdump.errors import CorruptDump, FastdumpError, UsageError
 from fastdump.frames import Frames
 from fastdump.labels import Kind, Label
 from fastdump.manifest import Manifest, read_manifest
 from fastdump.place import data_of
 from fastdump.region import Range, Region
-from fastdump.storage import TRUNCATED, Lost, NamedFile, Storage
+from fastdump.storage import TRUNCATED, Folder, Lost, NamedFile, Storage
 
 MANIFEST_NAME = "manifest.json"
 _NAME = re.compile(r"([0-9]+)_mem_([0-9a-f]{1,16})\.bin(\.lz4)?")
@@ -38,8 +38,8 @@ class PackedFile(Storage):
         size: Bytes of content that it should have; None to ask the frames.
     """
 
-    def __init__(self, path: str, size: int | None) -> None:
-        self._path = path
+    def __init__(self, folder: Folder, name: str, size: int | None) -> None:
+        self._folder, self._name = folder, name
         self._frames: Frames | None = None
         self._lock = threading.Lock()
         self.size = self._opened().size if size is None else size
@@ -47,19 +47,22 @@ class PackedFile(Storage):
     def _opened(self) -> Frames:
         with self._lock:
             if self._frames is None:
-                self._frames = Frames(NamedFile(self._path), os.path.basename(self._path))
+                self._frames = Frames(self._folder.file(self._name), self._name)
             return self._frames
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
         try:
             frames = self._opened()
-        except CorruptDump as error:
-            return iter([Lost(length, f"corrupt: {error}")])
-        return frames.parts(offset, length)
+        except FastdumpError as error:  # one file of many
+            yield Lost(
+                length, f"corrupt: {error}" if isinstance(error, CorruptDump) else str(error)
+            )
+            return
+        yield from frames.parts(offset, length)
 
     @property
     def stored(self) -> int:
-        return self._opened().stored
+        return self._folder.file(self._name).stored
 
     @property
     def frames(self) -> Frames:
@@ -71,6 +74,26 @@ class PackedFile(Storage):
             self._frames.close()
 
 
+class LocalFolder(Folder):
+    """A folder on this machine."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def files(self) -> dict[str, int]:
+        return {e.name: e.stat().st_size for e in os.scandir(self._path) if e.is_file()}
+
+    def file(self, name: str) -> Storage:
+        return NamedFile(os.path.join(self._path, name))
+
+    def data(self, name: str, size: int) -> Iterator[tuple[int, int]]:
+        fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield from data_of(fd, size)
+        finally:
+            os.close(fd)
+
+
 class RawDump(Dumped):
     """A folder of pieces of memory.
 
@@ -79,13 +102,9 @@ class RawDump(Dumped):
         UsageError: It holds no dump, or those of several processes.
     """
 
-    def __init__(self, folder: str, name: str) -> None:
-        there = {
-            entry.name: entry.stat().st_size
-            for entry in os.scandir(folder)
-            if entry.is_file() and _NAME.fullmatch(entry.name)
-        }
-        manifest = _manifest(folder)
+    def __init__(self, folder: Folder, name: str) -> None:
+        there = folder.files()
+        manifest = _manifest(folder) if MANIFEST_NAME in there else None
         if manifest:
             files = [
                 (file, found, number)
@@ -111,17 +130,16 @@ class RawDump(Dumped):
             if file not in there:
                 lost.append(Gap(found.start, found.end, MISSING))
                 continue
-            path = os.path.join(folder, file)
             length = found.end - found.start
             at = Slice(found.start, length, found.start, PLAIN, len(storages), 0)
             if file.endswith(".lz4"):
-                storages.append(PackedFile(path, length))
+                storages.append(PackedFile(folder, file, length))
                 slices.append(at)
                 continue
-            storages.append(NamedFile(path))
+            storages.append(folder.file(file))
             size = min(there[file], length)
             covered = any(r.start <= found.start and found.end <= r.end for r in whole[number])
-            runs = _runs(path, size) if covered else [(0, size)]
+            runs = folder.data(file, size) if covered else [(0, size)]
             slices += (at.part(start, end - start) for start, end in runs if start < end)
             if size < length:
                 lost.append(Gap(found.start + size, found.end, TRUNCATED))
@@ -151,37 +169,27 @@ class RawDump(Dumped):
         return {"pid": self._pid}
 
 
-def is_raw_dump(folder: str) -> bool:
-    """Whether a folder holds a raw dump."""
-    with os.scandir(folder) as entries:
-        return any(_NAME.fullmatch(entry.name) or entry.name == MANIFEST_NAME for entry in entries)
-
-
-def _manifest(folder: str) -> Manifest | None:
-    try:
-        # A FIFO would not let us go on.
-        fd = os.open(
-            os.path.join(folder, MANIFEST_NAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )
-        with open(fd, "rb") as file:
-            text = file.read(_MOST_MANIFEST + 1)
-    except FileNotFoundError:
-        return None
-    if len(text) > _MOST_MANIFEST:
+def _manifest(folder: Folder) -> Manifest:
+    file = folder.file(MANIFEST_NAME)
+    if file.size > _MOST_MANIFEST:
         raise CorruptDump("the manifest is too long to be one")
+    text = file.read(0, file.size)
+    if len(text) < file.size:
+        raise UsageError("the manifest cannot be read", "who may read it?")
     return read_manifest(text)
 
 
-def _files_of(folder: str, there: dict[str, int], name: str) -> list[tuple[str, Range, int]]:
+def _files_of(folder: Folder, there: dict[str, int], name: str) -> list[tuple[str, Range, int]]:
     """The files of a folder without a manifest, by address."""
     found = []
     pids = set()
     for file, size in there.items():
         parsed = _NAME.fullmatch(file)
-        assert parsed
+        if not parsed:
+            continue
         pids.add(int(parsed[1]))
         if parsed[3]:
-            size = PackedFile(os.path.join(folder, file), None).size
+            size = PackedFile(folder, file, None).size
         start = int(parsed[2], 16)
         if start + size > 1 << 64:
             raise CorruptDump(f"{file} goes beyond the end of all addresses")
@@ -196,12 +204,3 @@ def _files_of(folder: str, there: dict[str, int], name: str) -> list[tuple[str, 
         raise UsageError(f"{name} is a folder without a dump", "it has no PID_mem_START.bin")
     found.sort(key=lambda entry: entry[1])
     return [(file, range_, number) for number, (file, range_) in enumerate(found)]
-
-
-def _runs(path: str, size: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file holds data."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield from data_of(fd, size)
-    finally:
-        os.close(fd)

@@ -108,6 +108,22 @@ def _ours(s: Slice, parts: Iterator[bytes | memoryview | Lost]) -> Iterator[Sequ
             done += part.length
 
 
+class Folder(ABC):
+    """A folder of files, which are opened when they are read."""
+
+    @abstractmethod
+    def files(self) -> dict[str, int]:
+        """Its plain files, by name: their sizes in bytes."""
+
+    @abstractmethod
+    def file(self, name: str) -> Storage:
+        """One of them."""
+
+    @abstractmethod
+    def data(self, name: str, size: int) -> Iterator[tuple[int, int]]:
+        """Where the first *size* bytes of one are not known to be zero."""
+
+
 class LocalFile(Storage):
     """A file; it owns the descriptor."""
 

@@ -11,7 +11,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fastdump._native import (
     BLOCK_SIZE,
@@ -83,6 +83,15 @@ class Blocks:
         """Write a block at its offset; its buffer is free again."""
         write_sparse(fd, block.buffer, block.length, block.offset, hole)
         self._free.append(block.buffer)
+
+
+class Sink(Protocol):
+    """What is written front to back: a :class:`Stream`, or an upload. ``length``: bytes so far."""
+
+    length: int
+
+    def write(self, data: bytes | memoryview) -> None: ...
+    def flush(self) -> None: ...
 
 
 class Stream:

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
@@ -23,7 +22,7 @@ from fastdump.cli.options import (
 )
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
 from fastdump.errors import UsageError
-from fastdump.output import check_free, uninterrupted
+from fastdump.outputs import check_output, created
 from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
 from fastdump.survey import Survey
@@ -36,7 +35,8 @@ from fastdump.text import printable, size
     "-o",
     "--output",
     metavar="PATH",
-    help="File or folder to write; - streams to standard output (core, lz4).  "
+    help="File or folder to write; - streams to standard output, s3:// or ssh:// to a server "
+    "(core, lz4).  "
     "[default: PID.core.lz4, PID.core, PID.raw, PID.raw-lz4]",
 )
 @click.option(
@@ -102,8 +102,8 @@ def command(
         output = ""
     elif output == "-" and sys.stdout.isatty() and not plan:
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
-    if output not in ("-", "") and not plan:
-        check_free(Path(output), force)
+    if output and not plan:
+        check_output(output, force)
     with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
         survey = Survey(
             process,
@@ -119,7 +119,7 @@ def command(
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 warn_swapped(survey)
-            with uninterrupted():
+            with created(output):
                 writer, name = open_writer(format, output, force=force, level=level)
                 stack.callback(writer.abort)  # does nothing once it is whole
             with progress_bar(quiet or as_json) as progress:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import click
 
@@ -14,11 +13,12 @@ from fastdump.addresses import ranges_of
 from fastdump.cli.options import check_level, progress_bar
 from fastdump.dumped import Dumped
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, UsageError
-from fastdump.extract import STANDARD_OUTPUT, extract, write_ranges
-from fastdump.output import PartFile, StandardOutput, check_free, uninterrupted
+from fastdump.extract import extract, write_ranges
+from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
 from fastdump.source import Source
 from fastdump.sources import open_source
 from fastdump.text import printable, size
+from fastdump.url import shown
 
 _SUFFIXES = {"core": ".core", "lz4": ".core.lz4", "raw": ".raw", "raw-lz4": ".raw-lz4"}
 _DEFAULTS = {"lz4": "core", "core": "lz4", "raw": "lz4", "raw-lz4": "lz4"}
@@ -82,7 +82,7 @@ def command(
                 raise UsageError(f"--format {format} is a folder", "name it with -o")
             _check_no_terminal()
         else:
-            check_free(Path(output), force)
+            check_output(output, force)
         with progress_bar(quiet or as_json) as progress:
             report = extract(
                 found, format, output, force=force, level=level, threads=threads, progress=progress
@@ -90,19 +90,19 @@ def command(
     stream = sys.stderr if output == STANDARD_OUTPUT else sys.stdout
     if as_json:
         lost = [[f"{gap.start:#x}", f"{gap.end:#x}", gap.reason] for gap in report.lost]
-        told = {"output": output, "format": format, "content": report.content}
+        told = {"output": shown(output), "format": format, "content": report.content}
         told |= {"size": report.size, "seconds": report.seconds, "lost": lost}
         print(json.dumps(told), file=stream)
     elif not quiet:
         rate = report.content / report.seconds / 1e9 if report.seconds else 0
         print(
-            f"{printable(output)}: {size(report.size)} of {size(report.content)}, "
+            f"{printable(shown(output))}: {size(report.size)} of {size(report.content)}, "
             f"{report.seconds:.2f} s, {rate:.2f} GB/s",
             file=stream,
         )
     if report.lost:
         length = sum(gap.end - gap.start for gap in report.lost)
-        click.echo(f"fastdump: incomplete: {size(length)} of {source} are lost", err=True)
+        click.echo(f"fastdump: incomplete: {size(length)} of {shown(source)} are lost", err=True)
     return report.exit_code
 
 
@@ -111,11 +111,9 @@ def _write_ranges(source: Source, texts: tuple[str, ...], output: str, force: bo
     with contextlib.ExitStack() as stack:
         if output == STANDARD_OUTPUT:
             _check_no_terminal()
-            place: StandardOutput | PartFile = StandardOutput()
-        else:
-            with uninterrupted():
-                place = PartFile(Path(output), force)
-                stack.callback(place.abort)  # does nothing once it is whole
+        with created(output):
+            place = open_output(output, force)
+            stack.callback(place.abort)  # does nothing once it is whole
         stream = place.stream()
         gaps = write_ranges(source, ranges, stream.write)
         stream.flush()
@@ -132,7 +130,7 @@ def _check_no_terminal() -> None:
 
 def _default_name(source: str) -> str:
     """The name of a dump without what its format has added."""
-    name = os.path.basename(os.path.normpath(source))
+    name = os.path.basename(os.path.normpath(shown(source)))
     for suffix in sorted(_SUFFIXES.values(), key=len, reverse=True):
         if name.endswith(suffix) and name != suffix:
             return name[: -len(suffix)]

@@ -30,9 +30,10 @@ from fastdump.memory_search import Reader, search_place
 from fastdump.patterns import Pattern, parse
 from fastdump.place import Place, WholeFile, open_file
 from fastdump.selection import Preset
-from fastdump.sources import is_pid, open_dump, open_source
+from fastdump.sources import is_pid, open_dump, open_source, open_whole
 from fastdump.sweep import Enough
 from fastdump.text import printable
+from fastdump.url import is_url
 
 
 @dataclass
@@ -234,9 +235,13 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
         with dump, selected(dump, **{name: options[name] for name in names}) as place:
             yield place
         return
+    if is_url(source):
+        with contextlib.closing(open_whole(source)) as place:
+            yield place
+        return
     fd = open_file(source)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{source} is no regular file", "save what it gives to a file first")
-    with contextlib.closing(WholeFile(source, fd)) as place:
+    with contextlib.closing(WholeFile.of(source, fd)) as place:
         yield place

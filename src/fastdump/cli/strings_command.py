@@ -28,9 +28,10 @@ from fastdump.cli.strings_output import Wanted, open_output
 from fastdump.errors import FastdumpError, OutputFailed, UsageError
 from fastdump.place import Place, Stream, WholeFile, open_file
 from fastdump.selection import Preset
-from fastdump.sources import is_pid, open_dump, open_source
+from fastdump.sources import is_pid, open_dump, open_source, open_whole
 from fastdump.string_search import WHOLE_MOST
 from fastdump.text import size
+from fastdump.url import is_url
 
 _RADIX = {"x": 16, "d": 10, "o": 8}
 _UNICODE = {
@@ -284,11 +285,15 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
                 place.print_file_offsets()
             yield place
         return
+    if is_url(source):
+        with contextlib.closing(open_whole(source)) as place:
+            yield place
+        return
     fd = os.dup(0) if source == "-" else open_file(source)
     found = os.fstat(fd)
     # The files of /proc and /sys say that they are empty; standard input may begin anywhere.
     if stat.S_ISREG(found.st_mode) and found.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
-        with contextlib.closing(WholeFile(source, fd)) as place:
+        with contextlib.closing(WholeFile.of(source, fd)) as place:
             yield place
         return
     with open(fd, "rb", buffering=0) as file:

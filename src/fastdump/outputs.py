@@ -1,0 +1,64 @@
+"""What an output's name stands for: standard output (``-``), a URL, a file, or a folder."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from fastdump.errors import UsageError
+from fastdump.output import (
+    Output,
+    PartFile,
+    PartFolder,
+    StandardOutput,
+    check_free,
+    uninterrupted,
+)
+from fastdump.url import is_url, local_path, shown
+
+STANDARD_OUTPUT = "-"
+
+
+def open_output(name: str, force: bool = False) -> Output:
+    """One file.
+
+    Raises:
+        OutputFailed: It exists (and *force* is not given), or cannot be written.
+        UsageError: Nothing can be written there.
+    """
+    if name == STANDARD_OUTPUT:
+        return StandardOutput()
+    if is_url(name):
+        from fastdump.remote_output import open_remote_output
+
+        return open_remote_output(name, force)
+    return PartFile(Path(local_path(name)), force)
+
+
+def open_folder(name: str, force: bool = False) -> PartFolder:
+    """One folder.
+
+    Raises:
+        OutputFailed: As :func:`open_output`.
+        UsageError: There are folders on this machine only.
+    """
+    if name == STANDARD_OUTPUT or is_url(name):
+        raise UsageError(
+            f"a folder cannot be streamed to {'standard output' if name == '-' else shown(name)}",
+            "use --format core or lz4",
+        )
+    return PartFolder(Path(local_path(name)), force)
+
+
+def check_output(name: str, force: bool) -> None:
+    """Raise OutputFailed if it exists; a server is asked when the output is opened."""
+    if name != STANDARD_OUTPUT and not is_url(name):
+        check_free(Path(local_path(name)), force)
+
+
+def created(name: str) -> contextlib.AbstractContextManager[None]:
+    """Within it an output is opened, and remembered for its removal: signals wait meanwhile.
+
+    Of a URL nothing is there yet, and its server may let us wait.
+    """
+    return contextlib.nullcontext() if is_url(name) else uninterrupted()
