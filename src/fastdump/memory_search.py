@@ -7,7 +7,6 @@ into what is known to be zero.
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import itertools
 import os
@@ -35,7 +34,7 @@ from fastdump.labels import Label
 from fastdump.matches import opened
 from fastdump.patterns import Bytes, Pattern, Pointers, of_zeros, parse
 from fastdump.place import Place
-from fastdump.region import Range, Region
+from fastdump.region import Range, Region, following
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
 from fastdump.sweep import LEAST_PIECE, Sweep, sweep
@@ -272,10 +271,12 @@ class Reader:
             SourceGone: The target exited or called exec.
         """
         start, end = hit.address, hit.address + hit.length
-        number = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        slices = self._place.slices[number:]
-        around = [s for s in itertools.takewhile(lambda s: s.address < end, slices)
-                  if s.address + s.length > start]  # fmt: skip
+        slices = following(self._place.slices, self._starts, start)
+        around = [
+            s
+            for s in itertools.takewhile(lambda s: s.address < end, slices)
+            if s.address + s.length > start
+        ]
         first = max(start - before, min(start, around[0].address))
         last = min(end + behind, max(end, around[-1].address + around[-1].length))
         found = bytearray(last - first)

@@ -148,10 +148,10 @@ class Place:
         if slices:
             yield Piece(slices, start, _NO_LIMIT)
 
-    def read(self, copier: Copier, address: int, length: int) -> Iterator[memoryview]:
-        """The bytes of a range, a buffer at a time, valid until the next step.
+    def read(self, copier: Copier, address: int, length: int) -> Iterator[tuple[int, memoryview]]:
+        """The bytes of a range with their addresses, a buffer at a time, valid until the next step.
 
-        What no slice holds is left out: it is absent.
+        What no slice holds is left out, and what is lost.
 
         Raises:
             SourceGone: The target exited or called exec.
@@ -172,7 +172,7 @@ class Place:
                     except _native.MemoryGone:
                         raise self.gone() from None
                     at = batch[0].address
-                    yield view[max(address - at, 0) : max(end - at, 0)]
+                    yield max(address, at), view[max(address - at, 0) : max(end - at, 0)]
                 first += part.length
 
     def around(self, copier: Copier, address: int, length: int, context: int) -> tuple[int, bytes]:
@@ -185,7 +185,14 @@ class Place:
         s = self.slices[number]
         start = max(address - context, s.address)
         end = min(address + length + context, s.address + s.length)
-        return start, b"".join(map(bytes, self.read(copier, start, end - start)))
+        found = bytearray()
+        for at, view in self.read(copier, start, end - start):
+            if at > start + len(found):  # something is lost between
+                if at > address:
+                    break
+                start, found = at, bytearray()
+            found += view
+        return start, bytes(found)
 
 
 def with_zeros(runs: Sequence[Slice], whole: Slice, gaps: Container[int]) -> Iterator[Slice]:
@@ -363,11 +370,13 @@ class Stream(Place):
         del self._held[: max(len(self._held) - keep, 0)]
         self._view = memoryview(b"")
 
-    def read(self, copier: Copier, address: int, length: int) -> Iterator[memoryview]:
+    def read(self, copier: Copier, address: int, length: int) -> Iterator[tuple[int, memoryview]]:
         """The last *most* bytes, and the ones being searched."""
         held = self._start - len(self._held)
         if held > address:
             self.gaps.append(Gap(address, held, "string too long for a pipe"))
         end = address + length
-        yield memoryview(bytes(self._held[max(address - held, 0) : max(end - held, 0)]))
-        yield self._view[max(address - self._start, 0) : max(end - self._start, 0)]
+        kept = memoryview(bytes(self._held[max(address - held, 0) : max(end - held, 0)]))
+        yield max(address, held), kept
+        at = max(address, self._start)
+        yield at, self._view[at - self._start : max(end - self._start, 0)]

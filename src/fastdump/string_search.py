@@ -40,7 +40,7 @@ def search(
 def giant_text(place: Place, giant: Giant, copier: Copier, unicode: str) -> Iterator[bytes]:
     """The text of a string that must be read again, in parts."""
     rest = b""
-    for view in place.read(copier, giant.address, giant.length):
+    for _, view in place.read(copier, giant.address, giant.length):
         block = rest + bytes(view)
         whole = len(block) // 4 * 4  # no encoding has a character that is longer
         if ENCODING_NAMES[giant.encoding] == "U":
