@@ -584,6 +584,9 @@ def test_mapped_files_that_are_too_many(tmp_path: Path) -> None:
         headers = [(4, 64 + 56 * 2, 0, len(note), 0), (1, 64, 0x1000, 100, 4096)]
         path.write_bytes(elf_with(headers, note))
         readable(path, thorough=False)
+        with open_source(str(path)) as source:
+            broken = count not in (0, 3)
+            assert ("NT_FILE" in str(describe(source)["problems"])) == broken
 
 
 def test_segments_that_overlap_are_read_once(tmp_path: Path) -> None:

@@ -54,13 +54,6 @@ class ElfCore(Dumped):
         text = frames.manifest if frames else None
         text = text or elf.manifest_note()
         slices, gaps = _contents(elf.segments, file.size)
-        notes = list(elf.lost)
-        if frames and frames.index.lost:
-            notes.append(f"{frames.index.lost}: what follows byte {file.size:,} of it is lost")
-        elif frames and frames.index.rebuilt:
-            notes.append(
-                "the seek table is missing or broken: the frames were found by walking them"
-            )
         manifest = read_manifest(text) if text else None
         if manifest:
             regions = [recorded.region for recorded in manifest.regions]
@@ -72,6 +65,13 @@ class ElfCore(Dumped):
             whole = [[] for _ in regions]
         slices = list(_numbered(slices, regions))
         gaps = uncovered(regions, whole, slices, gaps)
+        notes = list(elf.lost)
+        if frames and frames.index.lost:
+            notes.append(f"{frames.index.lost}: what follows byte {file.size:,} of it is lost")
+        elif frames and frames.index.rebuilt:
+            notes.append(
+                "the seek table is missing or broken: the frames were found by walking them"
+            )
         format = "lz4" if frames else "core"
         super().__init__(
             name, format, regions, labels, slices, gaps, [file], whole, manifest, notes

@@ -253,7 +253,7 @@ class Elf:
             names = raw[names_at:].split(b"\0", count)
             entries = entry.iter_unpack(raw[2 * word : names_at])
             for (start, end, offset), name in zip(entries, names, strict=False):
-                if start < end:
+                if start < end and offset * page + end - start <= 1 << 64:
                     found.append(MappedFile(start, end, offset * page, os.fsdecode(name)))
         return sorted(found)
 
