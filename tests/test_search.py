@@ -282,7 +282,7 @@ def test_dense_matches_fill_any_output(kernel: str) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[WholeFile]:
-    with contextlib.closing(WholeFile(str(path), open_file(str(path)))) as place:
+    with contextlib.closing(WholeFile.of(str(path), open_file(str(path)))) as place:
         yield place
 
 

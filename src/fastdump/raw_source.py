@@ -81,7 +81,11 @@ class LocalFolder(Folder):
         self._path = path
 
     def files(self) -> dict[str, int]:
-        return {e.name: e.stat().st_size for e in os.scandir(self._path) if e.is_file()}
+        with os.scandir(self._path) as scanned:
+            entries = list(scanned)
+        if any(e.name == MANIFEST_NAME and not e.is_file() for e in entries):
+            raise CorruptDump("the manifest is no file")
+        return {e.name: e.stat().st_size for e in entries if e.is_file()}
 
     def file(self, name: str) -> Storage:
         return NamedFile(os.path.join(self._path, name))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness import fastdump, run, use
 
+LocalFolder = fastdump.raw_source.LocalFolder
 NAME = re.compile(rb"[0-9]{1,8}_mem_[0-9a-f]{1,16}\.bin(?:\.lz4)?")
 MOST_FILES = 8
 
@@ -31,7 +32,7 @@ def fill(folder: Path, data: bytes) -> None:
 def target(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), data)
-        with fastdump.raw_source.RawDump(folder, folder) as source:
+        with fastdump.raw_source.RawDump(LocalFolder(folder), folder) as source:
             use(source)
 
 
