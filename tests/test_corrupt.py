@@ -695,7 +695,7 @@ def test_files_that_are_no_files(seeds: Seeds, tmp_path: Path) -> None:
     refused(folder, "manifest")
     manifest.unlink()
     manifest.mkdir()
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(CorruptDump, match="manifest"):
         open_source(str(folder))
     manifest.rmdir()
     manifest.write_bytes(text)
