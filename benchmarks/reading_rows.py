@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from engines import Bench, Engine, Job, Sample, Subject, run_command
 from rows import Check, Floor, Need, Result, fresh_folder
-from strings_rows import filled, peer, rated
+from strings_rows import filled, rated
 from truth import PAGE, WrongOutput
 
 _READS = 2000
@@ -40,17 +39,21 @@ def unpacking(fastdump: Path, path: Path) -> Iterator[Engine]:
         return Sample(done.seconds, done.seconds, told["content"])
 
     def lz4(job: Job) -> Sample:
-        return replace(peer(path, "lz4", "-dc")(job), length=length)
+        """One lz4(1) a core, all at once: what they unpack of one file in that time."""
+        script = 'for i in $(seq "$1"); do lz4 -dc "$2" > /dev/null & done; wait'
+        done = run_command(("sh", "-c", script, "sh", str(job.bench.threads), path))
+        share = done.seconds / job.bench.threads
+        return Sample(share, share, length)
 
     length = json.loads(run_command((fastdump, "info", "--json", path)).stdout)["content"]
     yield Engine("fastdump info --verify", verify)
-    yield Engine("lz4 -dc", lz4)
+    yield Engine("lz4 -dc on each core", lz4)
 
 
 def walk_row(bench: Bench) -> Result:
-    """Against lz4(1), which uses one core, times the cores."""
+    """Against one lz4(1) on each core."""
     with packed(bench) as (subject, path):
-        floors = (Floor(("lz4 -dc",), "wall", 0.8 * bench.threads),)
+        floors = (Floor(("lz4 -dc on each core",), "wall", 0.8),)
         return rated("lz4-walk", bench, list(unpacking(bench.fastdump, path)), floors, subject)
 
 

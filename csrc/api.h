@@ -146,6 +146,12 @@ int64_t fastdump_write(int32_t fd, const void *buffer, uint64_t length, uint64_t
 /* 1 if length bytes are all zero, else 0. */
 int64_t fastdump_is_zero(const void *buffer, uint64_t length);
 
+/*
+ * mallopt(3): freed blocks up to most bytes stay with the process, else each goes back to the
+ * kernel, and its pages must be zeroed again. Nothing where the C library is not glibc.
+ */
+void fastdump_keep_freed(int32_t most);
+
 /* syncfs(2) of the file system that fd is on. Returns 0 or -errno. */
 int64_t fastdump_syncfs(int32_t fd);
 

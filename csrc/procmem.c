@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <malloc.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -50,4 +51,13 @@ uint64_t fastdump_robust_list(int32_t tid) {
     void *head = NULL;
     size_t length;
     return syscall(SYS_get_robust_list, tid, &head, &length) ? 0 : (uint64_t)(uintptr_t)head;
+}
+
+void fastdump_keep_freed(int32_t most) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, most);
+    mallopt(M_TRIM_THRESHOLD, 2 * most);
+#else
+    (void)most;
+#endif
 }

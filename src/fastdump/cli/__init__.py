@@ -20,6 +20,9 @@ from fastdump.errors import (
     output_failed,
 )
 
+# The largest block that comes and goes often: a frame of 4 MiB, and what it was unpacked from.
+_KEPT = 8 << 20
+
 _COMMANDS = {
     "maps": "Show every region of a process, and what would be dumped of it.",
     "dump": "Dump the memory of a live process.",
@@ -42,6 +45,7 @@ class _Commands(click.Group):
         if name not in _COMMANDS:
             return None
         module = importlib.import_module(f"fastdump.cli.{name}_command")
+        importlib.import_module("fastdump._native").keep_freed(_KEPT)
         command: click.Command = module.command
         return command
 
