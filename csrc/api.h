@@ -505,3 +505,64 @@ int64_t fastdump_search_slices(const struct fastdump_target *target,
 /* Search bytes that the caller has; as fastdump_scan_bytes, but of any length. */
 int64_t fastdump_search_bytes(struct fastdump_search *search, const void *data, uint64_t length,
                               uint64_t address, uint64_t region, int32_t last);
+
+/*
+ * Chunks of an allocator.
+ *
+ * A segment is memory that is cut into chunks without a hole, as by glibc's malloc (malloc.c,
+ * "malloc_chunk"): a header of 16 bytes, whose second word is the size; the last word of the
+ * header of the next chunk belongs to the one before. Bits stand for 16 bytes each.
+ */
+#define FASTDUMP_CHUNK_HEADER 16
+
+struct fastdump_segment {
+    uint64_t start; /* of the first chunk: a multiple of 16 */
+    uint64_t end;
+    uint64_t *begins;      /* a chunk begins here. NULL: all of it is one chunk, and live */
+    uint64_t *free;        /* this chunk is free */
+    unsigned char *owners; /* for each 32 bytes: no two chunks begin in them */
+    uint64_t next;         /* the next header, or the end of the last chunk */
+    uint64_t last;         /* the chunk before it, or 0 */
+    uint64_t *caches;      /* chunks that may be malloc's own of a thread (tcache) */
+    uint64_t caches_capacity;
+    uint64_t caches_found;
+};
+
+struct fastdump_chunk_tally {
+    uint64_t live;
+    uint64_t live_bytes;
+    uint64_t free;
+    uint64_t free_bytes;
+};
+
+/*
+ * Walk the chunks whose headers lie in length bytes at address, a multiple of 16 both. Returns 1
+ * at the end of the segment or at a fencepost, 0 to be called with the memory at next, or
+ * -EILSEQ: there is no chunk at next, or another one than what follows it says.
+ */
+int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
+                              uint64_t address);
+
+/* A chunk is free. */
+void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk);
+
+/* The chunk that holds an address of the segment, or 0. */
+uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t address,
+                                uint64_t *end_ret, int32_t *free_ret);
+
+/* Add the bytes of [start, end), which lies in a segment, and the chunks that begin there. */
+void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
+                            struct fastdump_chunk_tally *tally_ret);
+
+/*
+ * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
+ * lie in length bytes at address and which end by limit; how many. *next_ret becomes where the next
+ * one may lie.
+ */
+int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
+                               uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
+                               struct fastdump_range *chunks_ret);
+
+/* Where words hold their own address plus delta; how many, at most capacity. */
+int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t address, int64_t delta,
+                               uint64_t capacity, uint64_t *found_ret);
