@@ -41,33 +41,33 @@ class Segment:
 
     def __init__(self, start: int, end: int, *, single: bool = False) -> None:
         self.start, self.single = start, single
-        self._segment = ffi.new("struct fastdump_segment *")
-        self._segment.start, self._segment.end = start, end
-        self._segment.next = end if single else start
+        self.c = ffi.new("struct fastdump_segment *")
+        self.c.start, self.c.end = start, end
+        self.c.next = end if single else start
         self._bits: list[Any] = []
         if not single:
             # Not ffi.new(): pages that no chunk begins in cost nothing.
             length = -(-(end - start) // _BITS // 8) * 8 + 8
             self._bits = [mmap.mmap(-1, length) for _ in range(2)]
             begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
-            self._segment.begins, self._segment.free = begins, free
+            self.c.begins, self.c.free = begins, free
             self._caches = ffi.new("uint64_t[]", _BATCH)
-            self._segment.caches, self._segment.caches_capacity = self._caches, _BATCH
+            self.c.caches, self.c.caches_capacity = self._caches, _BATCH
 
     @property
     def next(self) -> int:
         """The header to be read next, or the end of the last chunk."""
-        return int(self._segment.next)
+        return int(self.c.next)
 
     @property
     def last(self) -> int:
         """The last chunk, 0 if there is none."""
-        return int(self._segment.last)
+        return int(self.c.last)
 
     @property
     def caches(self) -> list[int]:
         """The chunks that may be what malloc keeps for a thread (tcache_perthread_struct)."""
-        return list(self._segment.caches[0 : self._segment.caches_found])
+        return list(self.c.caches[0 : self.c.caches_found])
 
     def feed(self, address: int, data: Any) -> bool:
         """Walk the chunks whose headers lie in *data*; whether that was the last of them.
@@ -76,27 +76,27 @@ class Segment:
             BrokenChunk: What must be a header is none.
         """
         view = ffi.from_buffer(data)
-        result = lib.fastdump_segment_walk(self._segment, view, len(view), address)
+        result = lib.fastdump_segment_walk(self.c, view, len(view), address)
         if result < 0:
             raise BrokenChunk(self.next)
         return bool(result)
 
     def release(self, chunk: int) -> None:
         """*chunk* is free, though its neighbours do not know."""
-        lib.fastdump_segment_release(self._segment, chunk)
+        lib.fastdump_segment_release(self.c, chunk)
 
     def chunk_at(self, address: int) -> tuple[int, int, bool] | None:
         """Start and end of the chunk that holds an address, and whether it is free."""
         if not self.start <= address < self.next:
             return None
         end, free = ffi.new("uint64_t *"), ffi.new("int32_t *")
-        chunk = lib.fastdump_segment_chunk(self._segment, address, end, free)
+        chunk = lib.fastdump_segment_chunk(self.c, address, end, free)
         return (int(chunk), int(end[0]), bool(free[0])) if chunk else None
 
     def tally(self, start: int, end: int) -> Tallied:
         """The chunks and their bytes within a range of the segment."""
         result = ffi.new("struct fastdump_chunk_tally *")
-        lib.fastdump_segment_tally(self._segment, start, end, result)
+        lib.fastdump_segment_tally(self.c, start, end, result)
         return Tallied(result.live, result.live_bytes, result.free, result.free_bytes)
 
 
