@@ -198,34 +198,39 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
 
 #define SAMPLES 64
 #define PAGE_WORDS 512
+#define STRIDE (PAGE_WORDS / SAMPLES)
+
+/* How many different bytes the samples have: of 512 random ones 221. */
+static int different_bytes(const uint64_t *words) {
+    uint64_t seen[4] = {0};
+    for (int i = 0; i < SAMPLES; i++)
+        for (int byte = 0; byte < 64; byte += 8)
+            seen[words[i * STRIDE] >> (byte + 6) & 3] |= 1ull << (words[i * STRIDE] >> byte & 63);
+    return __builtin_popcountll(seen[0]) + __builtin_popcountll(seen[1]) +
+           __builtin_popcountll(seen[2]) + __builtin_popcountll(seen[3]);
+}
 
 /* By every eighth word: what a page of 4 KiB holds. */
 static int page_class(const uint64_t *words) {
-    uint64_t seen[4] = {0};
-    int zero = 0, pointers = 0, text = 0, bytes = 0;
+    uint64_t zero = 0, pointers = 0, text = 0;
     for (int i = 0; i < SAMPLES; i++) {
-        uint64_t word = words[i * (PAGE_WORDS / SAMPLES)];
         const uint64_t high = 0x8080808080808080u, all = 0x0101010101010101u;
-        uint64_t below_space = (word & ~high) + all * (0x80 - 0x20);
+        uint64_t word = words[i * STRIDE];
         zero += word == 0;
-        pointers += word >= 0x10000 && word < 1ull << 47 && word >> 32 && word % 8 == 0;
-        text += (~word & below_space & high) == high;
-        for (int byte = 0; byte < 8; byte++)
-            seen[word >> (byte * 8 + 6) & 3] |= 1ull << (word >> byte * 8 & 63);
+        pointers += (word >> 32) - 1 < 0x7fff && !(word & 7);
+        text += (~word & ((word & ~high) + all * (0x80 - 0x20)) & high) == high;
     }
-    for (int i = 0; i < 4; i++)
-        bytes += __builtin_popcountll(seen[i]);
-    if (bytes >= 180) /* of 512 random bytes 221 are different */
-        return FASTDUMP_PAGE_ENTROPY;
     if (zero == SAMPLES) {
         for (int i = 0; i < PAGE_WORDS; i++)
             if (words[i])
                 return FASTDUMP_PAGE_OTHER;
         return FASTDUMP_PAGE_ZERO;
     }
+    if (pointers * 4 >= SAMPLES)
+        return FASTDUMP_PAGE_POINTERS;
     if (text * 2 >= SAMPLES - zero && text * 4 >= SAMPLES)
         return FASTDUMP_PAGE_TEXT;
-    return pointers * 4 >= SAMPLES ? FASTDUMP_PAGE_POINTERS : FASTDUMP_PAGE_OTHER;
+    return different_bytes(words) >= 180 ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
 }
 
 void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_t length,

@@ -41,6 +41,7 @@ class Segment:
 
     def __init__(self, start: int, end: int, *, single: bool = False) -> None:
         self.start, self.single = start, single
+        self._total = Tallied(1, end - start, 0, 0) if single else None
         self.c = ffi.new("struct fastdump_segment *")
         self.c.start, self.c.end = start, end
         self.c.next = end if single else start
@@ -92,6 +93,12 @@ class Segment:
         end, free = ffi.new("uint64_t *"), ffi.new("int32_t *")
         chunk = lib.fastdump_segment_chunk(self.c, address, end, free)
         return (int(chunk), int(end[0]), bool(free[0])) if chunk else None
+
+    def total(self) -> Tallied:
+        """All of its chunks; remembered, so call it when all that are free have been released."""
+        if self._total is None:
+            self._total = self.tally(self.start, self.next)
+        return self._total
 
     def tally(self, start: int, end: int) -> Tallied:
         """The chunks and their bytes within a range of the segment."""

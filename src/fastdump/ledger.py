@@ -50,6 +50,7 @@ class Ledger:
         self._arenas = {r.start for arena in heap.arenas for r in arena.heaps} if heap else set()
         self._known = heap is not None
         self._totals = dict.fromkeys(BUCKETS, 0)
+        self._open: tuple[Segment, int, int] | None = None  # read of a segment so far
         self._read: dict[int, int] = {}  # of each region: bytes read,
         self._chunks: dict[int, int] = {}  # and those of them in chunks
 
@@ -67,13 +68,22 @@ class Ledger:
         self._read[number] = self._read.get(number, 0) + end - start
         for segment in self.segments_in(start, end):
             first, last = max(start, segment.start), min(end, segment.next)
-            live, free = last - first, 0
-            if not segment.single:
-                found = segment.tally(first, last)
-                live, free = found.live_bytes, found.free_bytes
-            self._totals[LIVE] += live
-            self._totals[FREE] += free
-            self._chunks[number] = self._chunks.get(number, 0) + live + free
+            if self._open and self._open[0] is segment and self._open[2] == first:
+                first = self._open[1]
+            else:
+                self._close()
+            self._open = segment, first, last
+            self._chunks[number] = self._chunks.get(number, 0) + last - max(start, first)
+
+    def _close(self) -> None:
+        """Enter the chunks of what was read of a segment without a break."""
+        if self._open:
+            segment, first, last = self._open
+            whole = (first, last) == (segment.start, segment.next)
+            found = segment.total() if whole or segment.single else segment.tally(first, last)
+            self._totals[LIVE] += last - first if segment.single else found.live_bytes
+            self._totals[FREE] += found.free_bytes
+        self._open = None
 
     def buckets(self, source: Source, objects: Mapping[int, int]) -> list[Bucket]:
         """All of them.
@@ -81,6 +91,7 @@ class Ledger:
         Args:
             objects: For each region the objects of Python in it.
         """
+        self._close()
         resident = _resident(source)
         totals = dict(self._totals)
         for number, (region, label) in enumerate(zip(source.regions, source.labels, strict=True)):

@@ -296,21 +296,23 @@ class _Walk:
             for segment in arena.segments:
                 for chunk in segment.caches:
                     self._release_cache(heap, chunk)
+        tops = 0
         for arena in heap.arenas:
+            heap.own_bytes += arena.own
             for segment in arena.segments:
-                found = segment.tally(segment.start, segment.next)
+                if segment.last == arena.top:
+                    heap.top_bytes += segment.next - segment.last
+                    segment.release(segment.last)
+                    tops += 1
+                found = segment.total()
                 heap.live += found.live
                 heap.live_bytes += found.live_bytes
                 heap.free += found.free
                 heap.free_bytes += found.free_bytes
-                if segment.last == arena.top:
-                    heap.top_bytes += segment.next - segment.last
-                    segment.release(segment.last)
-            heap.own_bytes += arena.own
-        heap.live_bytes += heap.mapped_bytes - heap.top_bytes
-        heap.live += len(heap.mapped) - sum(1 for arena in heap.arenas if arena.segments)
-        heap.free_bytes -= heap.cached_bytes + heap.fast_bytes
-        heap.free -= heap.cached + heap.fast
+        heap.live += len(heap.mapped)
+        heap.live_bytes += heap.mapped_bytes
+        heap.free -= heap.cached + heap.fast + tops
+        heap.free_bytes -= heap.cached_bytes + heap.fast_bytes + heap.top_bytes
 
     def _release_cache(self, heap: GlibcHeap, chunk: int) -> None:
         found = heap.chunk_at(chunk)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastdump._native import Gap
+from fastdump._native import PAGE_SIZE, Gap
 from fastdump._strings import Query
 from fastdump._words import (
     FURTHER,
@@ -260,6 +260,13 @@ class _Inquiry:
             for segment in self._ledger.segments_in(region.start, region.end):
                 yield number, Range(segment.start, segment.next)
 
+    def _in_chunks(self) -> Iterator[tuple[int, Range]]:
+        """What of it an allocator has cut into chunks; else no word has an owner to give."""
+        for number, (start, end) in self._scanned():
+            for segment in self._ledger.segments_in(start, end):
+                first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
+                yield number, Range(first, min(end, segment.next))
+
     def _chunks(self, where: Range) -> Iterator[Chunk]:
         return (part for part in self._source.walk([where]) if isinstance(part, Chunk))
 
@@ -306,7 +313,7 @@ class _Inquiry:
         """Follow pointers from chunk to chunk; returns the objects of Python in each region."""
         objects: dict[int, int] = {}
         before = 0
-        for number, where in self._scanned():
+        for number, where in self._scanned() if counter else self._in_chunks():
             for part in self._chunks(where):
                 words.follow(part.address, part.data, PARENT)
                 if counter:
@@ -325,7 +332,7 @@ class _Inquiry:
             if not self._glibc or self._unowned(words) <= self._glibc.live_bytes * _ENOUGH:
                 break
             news = 0
-            for _, where in self._scanned():
+            for _, where in self._in_chunks():
                 for part in self._chunks(where):
                     news += words.follow(part.address, part.data, FURTHER)
             words.settle()
