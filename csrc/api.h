@@ -554,6 +554,16 @@ uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t
 void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
                             struct fastdump_chunk_tally *tally_ret);
 
+struct fastdump_size_class {
+    uint64_t chunks;
+    uint64_t bytes;
+};
+
+/* Add the live chunks of a segment to 65 classes: number n has those of 2^(n-1) + 1 to 2^n bytes.
+ */
+void fastdump_segment_sizes(const struct fastdump_segment *segment,
+                            struct fastdump_size_class *classes_ret);
+
 /*
  * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
  * lie in length bytes at address and which end by limit; how many. *next_ret becomes where the next
