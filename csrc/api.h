@@ -511,3 +511,216 @@ int64_t fastdump_search_slices(const struct fastdump_target *target,
 /* Search bytes that the caller has; as fastdump_scan_bytes, but of any length. */
 int64_t fastdump_search_bytes(struct fastdump_search *search, const void *data, uint64_t length,
                               uint64_t address, uint64_t region, int32_t last);
+
+/*
+ * Chunks of an allocator.
+ *
+ * A segment is memory that is cut into chunks without a hole, as by glibc's malloc (malloc.c,
+ * "malloc_chunk"): a header of 16 bytes, whose second word is the size; the last word of the
+ * header of the next chunk belongs to the one before. Bits stand for 16 bytes each.
+ */
+#define FASTDUMP_CHUNK_HEADER 16
+
+struct fastdump_segment {
+    uint64_t start; /* of the first chunk: a multiple of 16 */
+    uint64_t end;
+    uint64_t *begins;      /* a chunk begins here. NULL: all of it is one chunk, and live */
+    uint64_t *free;        /* this chunk is free */
+    unsigned char *owners; /* for each 32 bytes: no two chunks begin in them */
+    uint64_t next;         /* the next header, or the end of the last chunk */
+    uint64_t last;         /* the chunk before it, or 0 */
+    uint64_t *caches;      /* chunks that may be malloc's own of a thread (tcache) */
+    uint64_t caches_capacity;
+    uint64_t caches_found;
+};
+
+struct fastdump_chunk_tally {
+    uint64_t live;
+    uint64_t live_bytes;
+    uint64_t free;
+    uint64_t free_bytes;
+};
+
+/*
+ * Walk the chunks whose headers lie in length bytes at address, a multiple of 16 both. Returns 1
+ * at the end of the segment or at a fencepost, 0 to be called with the memory at next, or
+ * -EILSEQ: there is no chunk at next, or another one than what follows it says.
+ */
+int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
+                              uint64_t address);
+
+/* A chunk is free. */
+void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk);
+
+/* The chunk that holds an address of the segment, or 0. */
+uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t address,
+                                uint64_t *end_ret, int32_t *free_ret);
+
+/* Add the bytes of [start, end), which lies in a segment, and the chunks that begin there. */
+void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
+                            struct fastdump_chunk_tally *tally_ret);
+
+struct fastdump_size_class {
+    uint64_t chunks;
+    uint64_t bytes;
+};
+
+/* Add the live chunks of a segment to 65 classes: number n has those of 2^(n-1) + 1 to 2^n bytes.
+ */
+void fastdump_segment_sizes(const struct fastdump_segment *segment,
+                            struct fastdump_size_class *classes_ret);
+
+/*
+ * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
+ * lie in length bytes at address and which end by limit; how many. *next_ret becomes where the next
+ * one may lie.
+ */
+int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
+                               uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
+                               struct fastdump_range *chunks_ret);
+
+/* Where words hold their own address plus delta; how many, at most capacity. */
+int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t address, int64_t delta,
+                               uint64_t capacity, uint64_t *found_ret);
+
+/*
+ * What the words of memory point to.
+ */
+struct fastdump_heap {
+    struct fastdump_segment *const *segments; /* in address order */
+    uint64_t count;
+};
+
+/* Where a word lies: remembered from one to the next. Zero at first. */
+struct fastdump_place {
+    struct fastdump_segment *segment; /* of [from, to); NULL: none */
+    uint64_t from;
+    uint64_t to;
+    uint64_t chunk; /* in it */
+    uint64_t end;
+    int32_t live;
+    int32_t reserved;
+};
+
+/* A mapped range of a module, whose number is 1 to FASTDUMP_MODULES - 1. */
+struct fastdump_module_range {
+    uint64_t start;
+    uint64_t end;
+    uint32_t module;
+    uint32_t reserved;
+};
+
+#define FASTDUMP_MODULES 128
+#define FASTDUMP_NOT_DIRECT 128 /* in an owner: known by who points to the chunk */
+#define FASTDUMP_VOTES 8
+
+/* By what the owner of a chunk is known. */
+#define FASTDUMP_FIRST_WORD 0 /* its first word points into the module */
+#define FASTDUMP_ANY_WORD 1   /* most of its words that point into any module point into this */
+#define FASTDUMP_PARENT 2     /* a chunk of one of these two tiers points to it */
+#define FASTDUMP_GLOBAL 3     /* the data of the module does */
+#define FASTDUMP_FURTHER 4    /* a chunk that has an owner of any tier does */
+#define FASTDUMP_TIERS 5
+
+struct fastdump_owned {
+    uint64_t count[FASTDUMP_TIERS];
+    uint64_t bytes[FASTDUMP_TIERS];
+    uint64_t example[FASTDUMP_TIERS]; /* the address of what is in one of them */
+};
+
+/* Words that point to exactly one address in a module. */
+struct fastdump_pointed {
+    uint64_t target; /* 0: free */
+    uint64_t count;
+    uint64_t firsts;  /* how many are the first word of a chunk, */
+    uint64_t bytes;   /* and of these the chunks */
+    uint64_t example; /* the address of one of them */
+};
+
+struct fastdump_vote {
+    uint32_t module;
+    uint32_t count;
+};
+
+#define FASTDUMP_PAGE_OTHER 0
+#define FASTDUMP_PAGE_ZERO 1
+#define FASTDUMP_PAGE_POINTERS 2
+#define FASTDUMP_PAGE_TEXT 3
+#define FASTDUMP_PAGE_ENTROPY 4
+#define FASTDUMP_PAGE_CLASSES 5
+
+struct fastdump_words {
+    struct fastdump_range windows[3];           /* all ranges lie in them */
+    const struct fastdump_module_range *ranges; /* in address order; at least one */
+    uint64_t range_count;
+    uint64_t last_range;
+    struct fastdump_heap heap; /* every segment with owners, all zero at first */
+    struct fastdump_range heap_window;
+    struct fastdump_pointed *hits; /* all zero at first */
+    uint64_t capacity;         /* a power of 2 */
+    uint64_t used;
+    uint64_t lost;                /* words for whose target there was no room */
+    uint64_t stale;               /* words in free chunks: not counted */
+    struct fastdump_owned *owned; /* FASTDUMP_MODULES */
+    uint64_t pages[FASTDUMP_PAGE_CLASSES];
+    struct fastdump_place place;
+    struct fastdump_place target;
+    uint32_t first; /* of the chunk being read: the module of its first word, */
+    uint32_t voted; /* and those of all words */
+    struct fastdump_vote votes[FASTDUMP_VOTES];
+};
+
+/*
+ * Count what the words point to that lie in length bytes at address, on whole words both: those in
+ * live chunks, and those outside of the heap. Memory is fed in address order.
+ */
+void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_t length,
+                         uint64_t address);
+
+/* The last chunk has its owner; the next memory may lie anywhere. */
+void fastdump_words_settle(struct fastdump_words *words);
+
+/*
+ * Give chunks without an owner that of what points to them: the owner of the chunk that a word
+ * lies in, or module, which is not 0 for the data of one. tier: PARENT (only chunks whose owner is
+ * known by their words), GLOBAL, FURTHER (all). Returns how many.
+ */
+uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, uint64_t length,
+                               uint64_t address, uint32_t module, uint32_t tier);
+
+/*
+ * Objects of CPython, by their type.
+ */
+#define FASTDUMP_SIZE_FIXED 0
+#define FASTDUMP_SIZE_VAR 1 /* ob_size items */
+#define FASTDUMP_SIZE_TAG 2 /* int since 3.12: lv_tag */
+#define FASTDUMP_SIZE_STR 3
+#define FASTDUMP_SIZE_LIST 4
+
+struct fastdump_type {
+    uint64_t address; /* 0: free */
+    uint64_t count;
+    uint64_t items; /* of all; of str the bytes behind the smallest one */
+    uint32_t sizing;
+    uint32_t reserved;
+};
+
+struct fastdump_types {
+    struct fastdump_range windows[3]; /* all types lie in them */
+    struct fastdump_heap heap;
+    struct fastdump_type *types;
+    uint64_t capacity;  /* a power of 2, larger than their number */
+    uint64_t str_ascii; /* sizes of str objects */
+    uint64_t str_wide;
+    uint64_t *places; /* of objects, as far as there is room */
+    uint64_t places_capacity;
+    uint64_t places_found;
+    struct fastdump_place place;
+};
+
+/* Where a type lies in the table, or a free place for it. */
+uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address);
+
+/* Count the objects whose header lies in length bytes at address, as fastdump_words_feed. */
+void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
+                         uint64_t address);

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import errno
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from fastdump import _native
 from fastdump._native import PAGE_SIZE, Copier, Gap, Residency, Slice
@@ -74,6 +76,37 @@ class LiveSource(Source):
             survey.close()
             raise
 
+    def read_into(self, address: int, buffer: Any) -> int:
+        if self._is_present(address, len(memoryview(buffer).cast("B"))):
+            return self.process.read_into(address, buffer, _native.MEM_ONLY)
+        return super().read_into(address, buffer)
+
+    def read(self, address: int, length: int) -> bytes:
+        if self._is_present(address, length):
+            buffer = bytearray(length)
+            if self.process.read_into(address, buffer, _native.MEM_ONLY) == length:
+                return bytes(buffer)
+        return super().read(address, length)
+
+    def _is_present(self, start: int, length: int) -> bool:
+        """Whether a range may be read without a walk: all of it is in the target's RAM."""
+        end = start + length
+        survey = self._all
+        number = bisect.bisect_right(self._starts, start) - 1
+        if (
+            not length
+            or number < 0
+            or survey.regions[number].end < end
+            or not survey.slices[number]
+        ):
+            return False
+        first, last = start // PAGE_SIZE * PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE
+        try:
+            (found,) = self.process.memory.residency([Range(first, last)])
+        except _native.MemoryGone:
+            raise self.process.gone() from None
+        return length > 0 and found.present == last - first
+
     def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
         try:
             for start, end in ranges:
@@ -122,7 +155,7 @@ class LiveSource(Source):
 
     def _parts(self, copier: Copier, whole: Slice) -> Iterator[Chunk | Zeros | Gap]:
         at, end = whole.address, whole.address + whole.length
-        runs = self.process.memory.runs([whole], PAGE_SIZE, _WINDOW // PAGE_SIZE)
+        runs = self.process.memory.runs([whole], PAGE_SIZE, whole.length // PAGE_SIZE)
         for run in [*runs, Range(end, end)]:
             if at < run.start:
                 copier.gaps.clear()

@@ -46,6 +46,14 @@ class Pointers:
             return f"{printable(short_name(name))}:{printable(symbol)}{_plus(offset)}"
         return f"{printable(short_name(name))}{_plus(address - self._first[name])}"
 
+    def symbol_at(self, address: int) -> tuple[str, int] | None:
+        """The symbol of a module that holds *address*, as its file has it, and the offset in it."""
+        number = bisect.bisect_right(self._starts, address) - 1
+        if number < 0 or address >= self._source.regions[number].end:
+            return None
+        module = self._source.labels[number].module
+        return self._symbol(self._names[number], address) if module else None
+
     def _symbol(self, name: str, address: int) -> tuple[str, int] | None:
         if name not in self._modules:
             self._modules[name] = self._load(name)

@@ -40,16 +40,21 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
-FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-pthread")
-SHARED = {"lib_bss", "pattern"}
+FLAGS = ("-O1", "-Wall", "-Wextra", "-pthread")
+SHARED = {"lib_bss", "pattern", "plugin"}
+STRIPPED = {"objects", "plugin", "plugin_host", "sessions"}
 NEEDS = {"awkward": ("lib_bss",)}
 
 
 def build(name: str) -> Path:
-    """Compile ``NAME.c`` if it or its header is newer than the program; safe in parallel runs."""
+    """Compile ``NAME.c`` or ``NAME.cpp`` if it, or the header, is newer than the program.
+
+    Safe in parallel runs.
+    """
     for needed in NEEDS.get(name, ()):
         build(needed)
-    source = HERE / f"{name}.c"
+    plus = (HERE / f"{name}.cpp").exists()
+    source = HERE / (f"{name}.cpp" if plus else f"{name}.c")
     output = BUILD / (f"{name}.so" if name in SHARED else name)
     newest = max(path.stat().st_mtime_ns for path in (source, HERE / "target.h"))
     if output.exists() and output.stat().st_mtime_ns >= newest:
@@ -58,8 +63,10 @@ def build(name: str) -> Path:
     kind = ("-shared", "-fPIC") if name in SHARED else ()
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         fresh = Path(folder) / output.name
-        compiler = os.environ.get("CC", "gcc")
-        subprocess.run([*compiler.split(), *FLAGS, *kind, source, "-o", fresh, "-ldl"], check=True)
+        compiler = os.environ.get("CXX", "g++") if plus else os.environ.get("CC", "gcc")
+        flags = [*FLAGS, "-std=gnu++17" if plus else "-std=gnu11", *kind]
+        flags += ["-s"] if name in STRIPPED else []
+        subprocess.run([*compiler.split(), *flags, source, "-o", fresh, "-ldl"], check=True)
         fresh.replace(output)
     return output
 

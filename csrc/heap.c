@@ -1,0 +1,175 @@
+/*
+ * Chunks of an allocator, from outside: which there are and which are free, as bits.
+ *
+ * Two bits for each 16 bytes are 1.6% of a heap, whatever its chunks; an array of their addresses
+ * would be a quarter of a heap of small ones.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "heap.h"
+
+#define PREV_INUSE 1u /* the bits of malloc_chunk.mchunk_size */
+#define IS_MMAPPED 2u
+#define FLAGS 7u
+#define MIN_SIZE 32
+#define FENCEPOST 16
+
+/*
+ * What malloc keeps for each thread (tcache_perthread_struct) is a chunk like any other. Of glibc
+ * 2.26, 2.30 and 2.42: counts, then the first entry of each list.
+ */
+static const struct cache_layout {
+    uint64_t size; /* of the chunk */
+    uint64_t bins;
+    uint64_t width; /* of a count */
+    bool counts;    /* how many there are; since 2.42 how many more there may be */
+} cache_layouts[] = {{0x250, 64, 1, true}, {0x290, 64, 2, true}, {0x300, 76, 2, false}};
+
+static bool may_be_cache(const unsigned char *user, uint64_t size) {
+    for (size_t i = 0; i < sizeof cache_layouts / sizeof *cache_layouts; i++) {
+        const struct cache_layout *layout = &cache_layouts[i];
+        uint64_t used = 0, bin = 0;
+        if (size != layout->size)
+            continue;
+        for (; bin < layout->bins; bin++) {
+            uint64_t entry;
+            uint16_t count = 0;
+            memcpy(&entry, user + layout->bins * layout->width + bin * 8, 8);
+            memcpy(&count, user + bin * layout->width, layout->width);
+            if (entry % 16 || entry >> 56 || (layout->counts && !count != !entry))
+                break;
+            used += entry != 0;
+        }
+        if (used && bin == layout->bins)
+            return true;
+    }
+    return false;
+}
+
+static void mark(uint64_t *bits, uint64_t index) { bits[index / 64] |= 1ull << index % 64; }
+
+int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
+                              uint64_t address) {
+    const unsigned char *bytes = data;
+    uint64_t end = address + length;
+    while (segment->next < segment->end && segment->next + FASTDUMP_CHUNK_HEADER <= end) {
+        uint64_t words[2];
+        if (segment->next < address)
+            return -EILSEQ;
+        memcpy(words, bytes + (segment->next - address), sizeof words);
+        uint64_t size = words[1] & ~(uint64_t)FLAGS;
+        bool last_free = segment->last && !(words[1] & PREV_INUSE);
+        if (last_free) {
+            if (words[0] != segment->next - segment->last)
+                return -EILSEQ;
+            mark(segment->free, (segment->last - segment->start) / 16);
+        }
+        if (size == FENCEPOST || (size == 0 && words[1] == PREV_INUSE))
+            return 1;
+        if (size < MIN_SIZE || size % 16 || words[1] & IS_MMAPPED ||
+            size > segment->end - segment->next)
+            return -EILSEQ;
+        mark(segment->begins, (segment->next - segment->start) / 16);
+        uint64_t behind = segment->next + size;
+        if ((size == 0x250 || size == 0x290 || size == 0x300) &&
+            (behind > end || may_be_cache(bytes + (segment->next + 16 - address), size)) &&
+            segment->caches_found < segment->caches_capacity)
+            segment->caches[segment->caches_found++] = segment->next;
+        segment->last = segment->next;
+        segment->next = behind;
+    }
+    return segment->next >= segment->end;
+}
+
+void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) {
+    mark(segment->free, (chunk - segment->start) / 16);
+}
+
+uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t address,
+                                uint64_t *end_ret, int32_t *free_ret) {
+    uint64_t chunk = fastdump_chunk_of(segment, address);
+    if (chunk) {
+        *end_ret = fastdump_chunk_end(segment, chunk);
+        *free_ret = fastdump_chunk_is_free(segment, chunk);
+    }
+    return chunk;
+}
+
+void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
+                            struct fastdump_chunk_tally *tally_ret) {
+    uint64_t chunk = fastdump_chunk_of(segment, start);
+    if (!chunk)
+        chunk = fastdump_chunk_from(segment, (start - segment->start) / 16);
+    end = end < segment->next ? end : segment->next;
+    while (chunk < end) {
+        uint64_t behind = fastdump_chunk_end(segment, chunk);
+        uint64_t from = chunk > start ? chunk : start, to = behind < end ? behind : end;
+        bool free = fastdump_chunk_is_free(segment, chunk);
+        *(free ? &tally_ret->free_bytes : &tally_ret->live_bytes) += to - from;
+        *(free ? &tally_ret->free : &tally_ret->live) += chunk >= start;
+        chunk = behind;
+    }
+}
+
+/*
+ * The bytes of a mapping of a chunk, 0 if it is none. An aligned one has a second header further
+ * on, which tells how far; after a realloc that one alone is right.
+ */
+static uint64_t mapping_of(const unsigned char *page, uint64_t page_size) {
+    uint64_t words[2], size = 0;
+    for (uint64_t lead = 0; lead < page_size; lead += 16) {
+        memcpy(words, page + lead, sizeof words);
+        uint64_t found = (words[1] & ~(uint64_t)FLAGS) + lead;
+        bool fits = words[0] == lead && (words[1] & FLAGS) == IS_MMAPPED && found > lead &&
+                    found % page_size == 0;
+        if (lead == 0 && !fits)
+            return 0;
+        if (fits)
+            size = found;
+    }
+    return size;
+}
+
+void fastdump_segment_sizes(const struct fastdump_segment *segment,
+                            struct fastdump_size_class *classes_ret) {
+    uint64_t chunk = fastdump_chunk_from(segment, 0);
+    while (chunk < segment->next) {
+        uint64_t end = fastdump_chunk_end(segment, chunk);
+        if (!fastdump_chunk_is_free(segment, chunk)) {
+            struct fastdump_size_class *found = &classes_ret[64 - __builtin_clzll(end - chunk - 1)];
+            found->chunks++;
+            found->bytes += end - chunk;
+        }
+        chunk = end;
+    }
+}
+
+int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
+                               uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
+                               struct fastdump_range *chunks_ret) {
+    const unsigned char *bytes = data;
+    uint64_t found = 0, at = address > *next_ret ? address : *next_ret;
+    for (at = (at + page_size - 1) & -page_size;
+         at + page_size <= address + length && found < capacity; at += page_size) {
+        uint64_t size = mapping_of(bytes + (at - address), page_size);
+        if (size && size <= limit - at) {
+            chunks_ret[found++] = (struct fastdump_range){.start = at, .end = at + size};
+            at += size - page_size;
+        }
+    }
+    *next_ret = at;
+    return (int64_t)found;
+}
+
+int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t address, int64_t delta,
+                               uint64_t capacity, uint64_t *found_ret) {
+    const unsigned char *bytes = data;
+    uint64_t found = 0, word;
+    for (uint64_t at = -address % 8; at + 8 <= length && found < capacity; at += 8) {
+        memcpy(&word, bytes + at, 8);
+        if (word == address + at + (uint64_t)delta)
+            found_ret[found++] = address + at;
+    }
+    return (int64_t)found;
+}

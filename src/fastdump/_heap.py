@@ -1,0 +1,155 @@
+"""The part of the C extension that knows chunks: thin, typed wrappers over ``csrc/api.h``."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fastdump._native import PAGE_SIZE, ffi, lib
+from fastdump.region import Range
+
+HEADER: int = lib.FASTDUMP_CHUNK_HEADER
+_BATCH = 1024
+_BITS = 16 * 8  # bytes of memory that a byte of bits stands for
+
+
+class Tallied(NamedTuple):
+    """Chunks, and bytes with their headers."""
+
+    live: int
+    live_bytes: int
+    free: int
+    free_bytes: int
+
+
+class BrokenChunk(ValueError):
+    """There is no chunk at ``address``, where one must be."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__(f"no chunk at {address:#x}")
+        self.address = address
+
+
+class Segment:
+    """Memory that an allocator has cut into chunks without a hole: which there are, which are free.
+
+    Args:
+        start: Of the first chunk; *end* of the last one at the latest.
+        single: It is one chunk, and live.
+    """
+
+    def __init__(self, start: int, end: int, *, single: bool = False) -> None:
+        self.start, self.single = start, single
+        self._total = Tallied(1, end - start, 0, 0) if single else None
+        self.c = ffi.new("struct fastdump_segment *")
+        self.c.start, self.c.end = start, end
+        self.c.next = end if single else start
+        self._bits: list[Any] = []
+        if not single:
+            # Not ffi.new(): pages that no chunk begins in cost nothing.
+            length = -(-(end - start) // _BITS // 8) * 8 + 8
+            self._bits = [mmap.mmap(-1, length) for _ in range(2)]
+            begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
+            self.c.begins, self.c.free = begins, free
+            self._caches = ffi.new("uint64_t[]", _BATCH)
+            self.c.caches, self.c.caches_capacity = self._caches, _BATCH
+
+    @property
+    def next(self) -> int:
+        """The header to be read next, or the end of the last chunk."""
+        return int(self.c.next)
+
+    @property
+    def last(self) -> int:
+        """The last chunk, 0 if there is none."""
+        return int(self.c.last)
+
+    @property
+    def caches(self) -> list[int]:
+        """The chunks that may be what malloc keeps for a thread (tcache_perthread_struct)."""
+        return list(self.c.caches[0 : self.c.caches_found])
+
+    def feed(self, address: int, data: Any) -> bool:
+        """Walk the chunks whose headers lie in *data*; whether that was the last of them.
+
+        Raises:
+            BrokenChunk: What must be a header is none.
+        """
+        view = ffi.from_buffer(data)
+        result = lib.fastdump_segment_walk(self.c, view, len(view), address)
+        if result < 0:
+            raise BrokenChunk(self.next)
+        return bool(result)
+
+    def release(self, chunk: int) -> None:
+        """*chunk* is free, though its neighbours do not know."""
+        lib.fastdump_segment_release(self.c, chunk)
+
+    def chunk_at(self, address: int) -> tuple[int, int, bool] | None:
+        """Start and end of the chunk that holds an address, and whether it is free."""
+        if not self.start <= address < self.next:
+            return None
+        end, free = ffi.new("uint64_t *"), ffi.new("int32_t *")
+        chunk = lib.fastdump_segment_chunk(self.c, address, end, free)
+        return (int(chunk), int(end[0]), bool(free[0])) if chunk else None
+
+    def total(self) -> Tallied:
+        """All of its chunks; remembered, so call it when all that are free have been released."""
+        if self._total is None:
+            self._total = self.tally(self.start, self.next)
+        return self._total
+
+    def tally(self, start: int, end: int) -> Tallied:
+        """The chunks and their bytes within a range of the segment."""
+        result = ffi.new("struct fastdump_chunk_tally *")
+        lib.fastdump_segment_tally(self.c, start, end, result)
+        return Tallied(result.live, result.live_bytes, result.free, result.free_bytes)
+
+
+class SizeClass(NamedTuple):
+    """Live chunks of more than half of ``size`` bytes, header included, and at most ``size``."""
+
+    size: int
+    chunks: int
+    bytes: int
+
+
+def size_classes(segments: Iterable[Segment]) -> list[SizeClass]:
+    """The live chunks by their size, the smallest first."""
+    found = ffi.new("struct fastdump_size_class[]", 65)
+    for segment in segments:
+        if segment.single:
+            each = found[(segment.next - segment.start - 1).bit_length()]
+            each.chunks += 1
+            each.bytes += segment.next - segment.start
+        else:
+            lib.fastdump_segment_sizes(segment.c, found)
+    return [SizeClass(1 << n, c.chunks, c.bytes) for n, c in enumerate(found) if c.chunks]
+
+
+class MappedChunks:
+    """The chunks that malloc has mapped each by itself, in one region that ends at *limit*."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._next = ffi.new("uint64_t *")
+        self._found = ffi.new("struct fastdump_range[]", _BATCH)
+
+    def feed(self, address: int, data: Any) -> Iterator[Range]:
+        """Those whose headers lie in *data*; all of it must be fed, in order."""
+        view = ffi.from_buffer(data)
+        count = _BATCH
+        while count == _BATCH:
+            count = lib.fastdump_mapped_chunks(
+                view, len(view), address, self._limit, PAGE_SIZE, _BATCH, self._next, self._found
+            )
+            yield from [Range(r.start, r.end) for r in self._found[0:count]]
+
+
+def self_pointers(data: Any, address: int, delta: int, most: int = 1 << 16) -> list[int]:
+    """Where the words of *data*, which lies at *address*, hold their own address plus *delta*."""
+    view = ffi.from_buffer(data)
+    found = ffi.new("uint64_t[]", most)
+    count = lib.fastdump_self_pointers(view, len(view), address, delta, most, found)
+    return list(found[0:count])

@@ -1,0 +1,227 @@
+"""The part of the C extension that follows words: thin, typed wrappers over ``csrc/api.h``."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fastdump._heap import Segment
+from fastdump._native import ffi, lib
+from fastdump.region import Range
+
+MOST_MODULES: int = lib.FASTDUMP_MODULES - 1
+# By what the owner of a chunk is known, the surest first; numbers as of the C code.
+TIERS = ("first word", "any word", "parent", "global", "further")
+PARENT: int = lib.FASTDUMP_PARENT
+GLOBAL: int = lib.FASTDUMP_GLOBAL
+FURTHER: int = lib.FASTDUMP_FURTHER
+PAGE_CLASSES = ("other", "zero", "pointers", "text", "high entropy")
+SIZE_FIXED: int = lib.FASTDUMP_SIZE_FIXED
+SIZE_VAR: int = lib.FASTDUMP_SIZE_VAR
+SIZE_TAG: int = lib.FASTDUMP_SIZE_TAG
+SIZE_STR: int = lib.FASTDUMP_SIZE_STR
+SIZE_LIST: int = lib.FASTDUMP_SIZE_LIST
+_HIT = struct.Struct("<5Q")
+_CAPACITY = 1 << 18  # hits: 10 MiB
+_MOST_PLACES = 1 << 18
+_WINDOWS = 3
+
+
+class Hit(NamedTuple):
+    """Words that point to one address of a module.
+
+    ``firsts`` of ``words`` are the first word of a chunk, and these take ``bytes``; ``example`` is
+    the address of one.
+    """
+
+    target: int
+    words: int
+    firsts: int
+    bytes: int
+    example: int
+
+
+class Owned(NamedTuple):
+    """Chunks that have one owner, by TIERS: how many, bytes, and where one of them is."""
+
+    chunks: Sequence[int]
+    bytes: Sequence[int]
+    example: Sequence[int]
+
+
+class ModuleRange(NamedTuple):
+    """A mapped range of module number ``module``, 1 to MOST_MODULES."""
+
+    start: int
+    end: int
+    module: int
+
+
+class Heap:
+    """Segments, for C; each chunk may have an owner.
+
+    Args:
+        segments: In address order.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
+        lengths = [1 if s.single else (s.next - s.start) // 32 + 1 for s in segments]
+        self._owners = mmap.mmap(-1, sum(lengths) or 1)
+        at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
+        for segment, length in zip(segments, lengths, strict=True):
+            segment.c.owners = at
+            at += length
+        self.c = {"segments": self._array, "count": len(segments)}
+
+
+def windows_of(ranges: Iterable[Range]) -> list[Range]:
+    """At most three ranges that hold all of *ranges*: cut where the gaps are widest."""
+    found: list[Range] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1].end:
+            found[-1] = Range(found[-1].start, max(end, found[-1].end))
+        else:
+            found.append(Range(start, end))
+    while len(found) > _WINDOWS:
+        nearest = min(range(1, len(found)), key=lambda n: found[n].start - found[n - 1].end)
+        found[nearest - 1 : nearest + 1] = [Range(found[nearest - 1].start, found[nearest].end)]
+    return found
+
+
+class Words:
+    """What the words of memory point to, fed in address order; see ``csrc/words.c``.
+
+    Args:
+        ranges: Of all modules, in address order.
+    """
+
+    def __init__(self, ranges: Sequence[ModuleRange], heap: Heap) -> None:
+        self._words = words = ffi.new("struct fastdump_words *")
+        self._keep: list[Any] = [heap]
+        for number, window in enumerate(windows_of(Range(r.start, r.end) for r in ranges)):
+            words.windows[number] = tuple(window)
+        words.ranges = self._own("struct fastdump_module_range[]", [(*r, 0) for r in ranges])
+        words.range_count = len(ranges)
+        words.heap = heap.c
+        if heap.segments:
+            words.heap_window = (heap.segments[0].start, heap.segments[-1].next)
+        self._hits = mmap.mmap(-1, _CAPACITY * _HIT.size)
+        words.hits = ffi.cast("struct fastdump_pointed *", ffi.from_buffer(self._hits))
+        words.capacity = _CAPACITY
+        words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
+
+    def _own(self, kind: str, content: Any) -> Any:
+        self._keep.append(ffi.new(kind, content))
+        return self._keep[-1]
+
+    def feed(self, address: int, data: Any) -> None:
+        """Count the words of *data*."""
+        view = ffi.from_buffer(data)
+        lib.fastdump_words_feed(self._words, view, len(view), address)
+
+    def settle(self) -> None:
+        """What is fed next does not follow what was fed before."""
+        lib.fastdump_words_settle(self._words)
+
+    def follow(self, address: int, data: Any, tier: int, module: int = 0) -> int:
+        """Give chunks the owner of what points to them; how many got one.
+
+        Args:
+            module: Whose data it is; 0: that of the chunk which a word lies in.
+        """
+        view = ffi.from_buffer(data)
+        return int(lib.fastdump_words_follow(self._words, view, len(view), address, module, tier))
+
+    @property
+    def hits(self) -> list[Hit]:
+        """All targets, those with the most bytes first."""
+        found = [Hit(*fields) for fields in _HIT.iter_unpack(self._hits) if fields[0]]
+        return sorted(found, key=lambda hit: (-hit.bytes, -hit.words, hit.target))
+
+    @property
+    def owned(self) -> list[Owned]:
+        """For each module, 0 being none."""
+        return [
+            Owned(list(each.count), list(each.bytes), list(each.example))
+            for each in self._words.owned[0 : MOST_MODULES + 1]
+        ]
+
+    @property
+    def pages(self) -> dict[str, int]:
+        """How many pages of 4 KiB are of each class."""
+        return dict(zip(PAGE_CLASSES, self._words.pages, strict=True))
+
+    @property
+    def stale(self) -> int:
+        """Words in free chunks, which did not count."""
+        return int(self._words.stale)
+
+    @property
+    def lost(self) -> int:
+        """Words whose target had no room in the table."""
+        return int(self._words.lost)
+
+
+class ObjectCount(NamedTuple):
+    """Objects of one type of CPython; ``items`` of all of them, see ``csrc/api.h``."""
+
+    objects: int
+    items: int
+
+
+class TypeCounter:
+    """Counts the objects of CPython types in what it is fed.
+
+    Args:
+        types: Address → SIZE_FIXED, or how their items are counted.
+        str_sizes: Of the smallest ASCII string, and of another one.
+        keep: Remember where they are: the first 262,144.
+    """
+
+    def __init__(
+        self,
+        types: Mapping[int, int],
+        heap: Heap,
+        str_sizes: tuple[int, int] = (0, 0),
+        *,
+        keep: bool = False,
+    ) -> None:
+        self._c = c = ffi.new("struct fastdump_types *")
+        self._heap = heap
+        c.heap = heap.c
+        for number, window in enumerate(windows_of(Range(t, t + 1) for t in types)):
+            c.windows[number] = tuple(window)
+        capacity = 1 << (2 * len(types) + 1).bit_length()
+        self._types = ffi.new("struct fastdump_type[]", capacity)
+        c.types, c.capacity = self._types, capacity
+        c.str_ascii, c.str_wide = str_sizes
+        if keep:
+            self._places = ffi.new("uint64_t[]", _MOST_PLACES)
+            c.places, c.places_capacity = self._places, _MOST_PLACES
+        for address, sizing in types.items():
+            at = lib.fastdump_type_home(c, address)
+            self._types[at].address, self._types[at].sizing = address, sizing
+
+    def feed(self, address: int, data: Any) -> None:
+        """Count the objects whose headers lie in *data*."""
+        view = ffi.from_buffer(data)
+        lib.fastdump_types_feed(self._c, view, len(view), address)
+
+    @property
+    def counts(self) -> dict[int, ObjectCount]:
+        """By the address of their type."""
+        return {t.address: ObjectCount(t.count, t.items) for t in self._types if t.address}
+
+    @property
+    def total(self) -> int:
+        """All objects so far."""
+        return sum(found.objects for found in self.counts.values())
+
+    @property
+    def places(self) -> list[int]:
+        """Where they are."""
+        return list(self._c.places[0 : self._c.places_found]) if self._c.places else []

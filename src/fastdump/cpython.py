@@ -1,0 +1,194 @@
+"""CPython from outside, 3.8 to 3.14: its types, and how many objects there are of each.
+
+Without tables of versions: ``PyType_Type`` is the object that is its own type and is called "type";
+a type is an object whose type is a metaclass. An object is a word that leads to a type, behind a
+plausible reference count, in live memory. So what the garbage collector does not track counts too.
+
+Source: CPython's Include/object.h, Include/cpython/object.h (struct _typeobject).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from fastdump._heap import self_pointers
+from fastdump._words import (
+    SIZE_FIXED,
+    SIZE_LIST,
+    SIZE_STR,
+    SIZE_TAG,
+    SIZE_VAR,
+    Heap,
+    ObjectCount,
+    TypeCounter,
+)
+from fastdump.errors import FaultError
+from fastdump.labels import Kind
+from fastdump.region import Range
+from fastdump.source import Chunk, Source
+
+_OB_TYPE = 8
+# tp_name, tp_basicsize, tp_itemsize are at 24; tp_flags at 168.
+_TYPE = struct.Struct("<QQQQqq120xQ")
+_FREE_THREADED = 24  # where a build without GIL has ob_type
+_READY, _HAVE_GC, _TYPE_SUBCLASS = 1 << 12, 1 << 14, 1 << 31
+_MOST_NAME = 256
+_MOST_SIZE = 1 << 20
+_GC_HEAD = 16
+# The size of PyUnicodeObject → of PyASCIIObject, PyCompactUnicodeObject. Without wstr since 3.12.
+_STR_SIZES = {64: (40, 56), 80: (48, 72)}
+
+
+class PythonType(NamedTuple):
+    """A type object. Bytes."""
+
+    address: int
+    name: str
+    basicsize: int
+    itemsize: int
+    flags: int
+
+
+class Counted(NamedTuple):
+    """The objects of a type; ``bytes`` are their own, with the header of the garbage collector."""
+
+    type: PythonType
+    objects: int
+    bytes: int
+
+
+class Interpreter:
+    """The CPython of a source.
+
+    Attributes:
+        type_type: The address of PyType_Type.
+        module: The path of the file that it lies in.
+        unsupported: Why its objects cannot be counted; empty if they can.
+    """
+
+    def __init__(self, source: Source, type_type: int, module: str, unsupported: str = "") -> None:
+        self._source = source
+        self.type_type, self.module, self.unsupported = type_type, module, unsupported
+        self.types: dict[int, PythonType] = {}
+
+    @property
+    def data(self) -> list[Range]:
+        """The writable memory of its module, where static types lie."""
+        both = zip(self._source.regions, self._source.labels, strict=True)
+        return [Range(r.start, r.end) for r, x in both if r.writable and x.module == self.module]
+
+    def metaclasses(self, heap: Heap) -> TypeCounter:
+        """What is to be fed all memory, to find types; then :meth:`add_types`."""
+        metas = [t.address for t in self.types.values() if t.flags & _TYPE_SUBCLASS]
+        return TypeCounter(dict.fromkeys([self.type_type, *metas], SIZE_FIXED), heap, keep=True)
+
+    def add_types(self, places: Iterable[int]) -> bool:
+        """What lies there may be types; whether there is a metaclass among them that is new."""
+        news = False
+        for address in places:
+            if address in self.types:
+                continue
+            found = self._type_at(address)
+            if found:
+                self.types[address] = found
+                news |= bool(found.flags & _TYPE_SUBCLASS) and address != self.type_type
+        return news
+
+    def counter(self, heap: Heap) -> TypeCounter:
+        """What is to be fed all memory, to count objects."""
+        return TypeCounter(
+            {t.address: self._sizing(t) for t in self.types.values()}, heap, self._str_sizes
+        )
+
+    def counted(self, counts: dict[int, ObjectCount]) -> list[Counted]:
+        """The types with objects, those that take the most bytes first."""
+        found = [
+            Counted(self.types[address], count, self._bytes(self.types[address], count, items))
+            for address, (count, items) in counts.items()
+            if count
+        ]
+        return sorted(found, key=lambda c: (-c.bytes, c.type.name))
+
+    def _bytes(self, python_type: PythonType, count: int, items: int) -> int:
+        head = _GC_HEAD if python_type.flags & _HAVE_GC else 0
+        if self._sizing(python_type) == SIZE_STR:
+            return count * self._str_sizes[0] + items
+        itemsize = 8 if self._sizing(python_type) == SIZE_LIST else python_type.itemsize
+        return count * (python_type.basicsize + head) + items * itemsize
+
+    def _sizing(self, python_type: PythonType) -> int:
+        if python_type.name == "str" and python_type.basicsize in _STR_SIZES:
+            return SIZE_STR
+        if python_type.name == "list":
+            return SIZE_LIST
+        if not python_type.itemsize or python_type.flags & _TYPE_SUBCLASS:
+            return SIZE_FIXED
+        return SIZE_TAG if python_type.name in ("int", "bool") and self._tagged else SIZE_VAR
+
+    @property
+    def _str_sizes(self) -> tuple[int, int]:
+        sizes = (t.basicsize for t in self.types.values() if t.name == "str")
+        return _STR_SIZES.get(next(sizes, 0), (48, 72))
+
+    @property
+    def _tagged(self) -> bool:
+        """Whether int has its sign in its size: since 3.12, as str lost its wstr."""
+        return self._str_sizes == _STR_SIZES[64]
+
+    def _type_at(self, address: int) -> PythonType | None:
+        try:
+            found = _TYPE.unpack(self._source.read(address, _TYPE.size))
+            _, _, _, name_at, basicsize, itemsize, flags = found
+            if not flags & _READY or not 0 < basicsize < _MOST_SIZE:
+                return None
+            if not 0 <= itemsize < _MOST_SIZE:
+                return None
+            return PythonType(address, _text(self._source, name_at), basicsize, itemsize, flags)
+        except FaultError:
+            return None
+
+
+def _text(source: Source, address: int) -> str:
+    """The string that begins there, at most its first 256 bytes."""
+    buffer = bytearray(_MOST_NAME)
+    got = source.read_into(address, buffer)
+    return bytes(buffer[:got]).partition(b"\0")[0].decode("utf-8", "backslashreplace")
+
+
+def find_cpython(source: Source) -> Interpreter | None:
+    """The CPython of a source, None if there is none.
+
+    Raises:
+        SourceGone: The target exited or called exec.
+    """
+    for address, data, module in _module_data(source):
+        for offset, unsupported in (
+            (_OB_TYPE, ""),
+            (_FREE_THREADED, "it is a free-threaded build"),
+        ):
+            for at in self_pointers(data, address, -offset):
+                found = at - offset
+                name_at = found + offset + 16
+                try:
+                    name = source.read(int.from_bytes(source.read(name_at, 8), "little"), 5)
+                except FaultError:
+                    continue
+                if name == b"type\0":
+                    return Interpreter(source, found, module, unsupported)
+    return None
+
+
+def _module_data(source: Source) -> Iterator[tuple[int, bytes, str]]:
+    """The writable data of the executable and of what is called libpython."""
+    both: Sequence[tuple[Range, str]] = [
+        (Range(region.start, region.end), label.module)
+        for region, label in zip(source.regions, source.labels, strict=True)
+        if region.writable
+        and (label.kind is Kind.EXECUTABLE or "libpython" in label.module.rpartition("/")[2])
+    ]
+    for where, module in both:
+        for part in source.walk([where]):
+            if isinstance(part, Chunk):
+                yield part.address, bytes(part.data), module

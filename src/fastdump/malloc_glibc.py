@@ -1,0 +1,431 @@
+"""glibc's malloc from outside: its arenas, and which chunks of them are live; without symbols.
+
+Source: glibc's malloc/malloc.c and malloc/arena.c, 2.28 to 2.42, 64 bits, little endian. The layout
+of ``struct malloc_state`` is the same in all of these; chunks are those of all. Whether it was
+understood is checked against the allocator's own totals (``system_mem``, ``mmapped_mem``).
+
+Consistency: that of the source. Of a process that runs, arenas may change under the walk; then the
+check fails, and says so.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fastdump._heap import HEADER, BrokenChunk, MappedChunks, Segment, self_pointers
+from fastdump._native import PAGE_SIZE, Gap
+from fastdump.errors import FaultError
+from fastdump.labels import Kind
+from fastdump.region import Range
+from fastdump.source import Chunk, Source, Zeros
+
+# struct malloc_state: mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder,
+# bins[254], binmap[4], next, next_free, attached_threads, system_mem, max_system_mem.
+_STATE = struct.Struct("<3I4x10QQQ254Q4IQQQQQ")
+_BINS = 112  # the offset of bins
+_NEXT = 2160
+_LEAST_EMPTY = 16  # bins of an arena, of 127; the largest ones hardly ever hold a chunk
+_MOST_ARENAS = 1 << 16
+# HEAP_MAX_SIZE; with huge pages (glibc.malloc.hugetlb) 4 of them.
+_HEAP_SIZES = (64 << 20, 8 << 20, 4 << 30)
+_HEAP_INFO = struct.Struct("<QQQQ")  # ar_ptr, prev, size, mprotect_size
+_HEAP_INFO_SIZES = (0x20, 0x30)  # 2.35 added a member, and padding
+_MOST_FAST = 1 << 24  # chunks of one list
+# tcache_perthread_struct by the size of its chunk: bins, and the layout of their counts.
+_CACHES = {0x250: (64, "64B"), 0x290: (64, "64H"), 0x300: (76, "")}
+_MODULES = re.compile(r"/libc[.-][^/]*$")
+
+
+@dataclass
+class Arena:
+    """One arena. Bytes.
+
+    ``own``: what the allocator needs itself: ``heap_info``, ``malloc_state``, fenceposts.
+    """
+
+    address: int
+    system_mem: int
+    top: int
+    fast: Sequence[int]
+    segments: list[Segment] = field(default_factory=list)
+    heaps: list[Range] = field(default_factory=list)
+    own: int = 0
+
+
+@dataclass
+class GlibcHeap:
+    """What glibc's malloc holds. Bytes, with headers.
+
+    Attributes:
+        segments: Of all arenas, and each mapped chunk as one; in address order.
+        live_bytes: In use by the program, mapped chunks included.
+        cached, fast: Freed, but kept for a thread, or in fastbins.
+        top: The unused end of each arena.
+        free: In bins.
+        problems: Why the figures may be wrong: sentences. Empty if all checks hold.
+    """
+
+    arenas: list[Arena]
+    mapped: list[Range]
+    segments: list[Segment] = field(default_factory=list)
+    live: int = 0
+    live_bytes: int = 0
+    cached: int = 0
+    cached_bytes: int = 0
+    fast: int = 0
+    fast_bytes: int = 0
+    free: int = 0
+    free_bytes: int = 0
+    top_bytes: int = 0
+    own_bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def system_bytes(self) -> int:
+        """What it has from the kernel for its arenas, by its own account."""
+        return sum(arena.system_mem for arena in self.arenas)
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(end - start for start, end in self.mapped)
+
+    def segment_at(self, address: int) -> Segment | None:
+        """The segment that holds an address."""
+        number = bisect.bisect_right(self._starts, address) - 1
+        if number >= 0 and address < self.segments[number].next:
+            return self.segments[number]
+        return None
+
+    def chunk_at(self, address: int) -> tuple[int, int, bool] | None:
+        """Start and end of the chunk that holds an address, and whether it is free."""
+        segment = self.segment_at(address)
+        return segment.chunk_at(address) if segment else None
+
+    def index(self) -> None:
+        """Make :meth:`chunk_at` know the segments."""
+        self.segments = [s for arena in self.arenas for s in arena.segments]
+        self.segments += [Segment(start, end, single=True) for start, end in self.mapped]
+        self.segments.sort(key=lambda segment: segment.start)
+        self._starts = [segment.start for segment in self.segments]
+
+
+def walk_glibc(source: Source) -> GlibcHeap | None:
+    """Find and walk glibc's malloc in a source; None if it is not there, or not in use.
+
+    Raises:
+        SourceGone: The target exited or called exec.
+    """
+    return _Walk(source).heap()
+
+
+class _Walk:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._problems: list[str] = []
+
+    def heap(self) -> GlibcHeap | None:
+        found = self._find_main()
+        if found is None:
+            return None
+        arenas, data = found
+        param = _find_param(data, self._brk(), arenas[0].top)
+        self._lay_out_main(arenas[0], param)
+        for arena in arenas[1:]:
+            self._lay_out(arena)
+        for arena in arenas:
+            self._walk(arena)
+        heaps = sorted(range_ for arena in arenas for range_ in arena.heaps)
+        heap = GlibcHeap(arenas, list(self._mapped(heaps)), problems=self._problems)
+        heap.index()
+        self._count(heap)
+        self._check(heap, param)
+        return heap
+
+    def _brk(self) -> Range:
+        return next(
+            (
+                Range(region.start, region.end)
+                for region, label in zip(self._source.regions, self._source.labels, strict=True)
+                if label.kind is Kind.HEAP
+            ),
+            Range(0, 0),
+        )
+
+    # --- arenas --------------------------------------------------------------------------
+
+    def _find_main(self) -> tuple[list[Arena], bytes] | None:
+        """All arenas, main_arena first, and the writable data that it lies in."""
+        for address, data in self._candidates():
+            pairs = set(self_pointers(data, address, -16))
+            pairs &= {at - 8 for at in self_pointers(data, address, -24)}
+            votes = Counter(at - 16 * number - _BINS for at in pairs for number in range(127))
+            for found, empty in votes.most_common():
+                if empty < _LEAST_EMPTY:
+                    break
+                arenas = self._ring(found)
+                if arenas:
+                    return arenas, data
+        return None
+
+    def _candidates(self) -> Iterator[tuple[int, bytes]]:
+        """The writable data of libc; else of the executable, which may be linked with it."""
+        both = list(zip(self._source.regions, self._source.labels, strict=True))
+        libc = [r for r, x in both if r.writable and _MODULES.search(x.module)]
+        program = [r for r, x in both if r.writable and x.kind is Kind.EXECUTABLE]
+        for region in [*libc, *program]:
+            for part in self._source.walk([Range(region.start, region.end)]):
+                if isinstance(part, Chunk):
+                    yield part.address, bytes(part.data)
+
+    def _ring(self, main: int) -> list[Arena]:
+        """The arenas that ``next`` leads to from main_arena, if it is that."""
+        arenas: list[Arena] = []
+        at = main
+        while at not in (main, 0) or not arenas:
+            try:
+                fields = _STATE.unpack(self._source.read(at, _STATE.size))
+            except FaultError:
+                return []
+            system_mem, most = fields[-2:]
+            if (system_mem % PAGE_SIZE and at != main) or system_mem > most or fields[0] > 2:
+                return []
+            arenas.append(Arena(at, system_mem, fields[13], fields[3:13]))
+            at = fields[-5]
+            if at % 8 or len(arenas) > _MOST_ARENAS:
+                return []
+        return arenas if at == main and arenas[0].system_mem else []
+
+    def _lay_out_main(self, arena: Arena, param: _Param | None) -> None:
+        brk = self._brk()
+        start = param.sbrk_base if param else brk.start
+        try:
+            end = arena.top + (self._word(arena.top + 8) & ~7)
+            region = next(r for r in self._source.regions if r.start <= arena.top < end <= r.end)
+        except (FaultError, StopIteration):
+            self._problems.append(f"the end of the main arena, {arena.top:#x}, makes no sense")
+            return
+        if brk.start <= arena.top < brk.end:
+            arena.heaps = [Range(start, end)]
+        else:  # sbrk(2) failed once: the rest is mapped
+            arena.heaps = [Range(start, brk.end), Range(region.start, end)]
+        arena.segments = [Segment(-(-heap.start // 16) * 16, heap.end) for heap in arena.heaps]
+
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self._source.read(address, 8), "little")
+
+    def _lay_out(self, arena: Arena) -> None:
+        """The heaps of a thread's arena: ``heap_info`` lies at a multiple of their size."""
+        try:
+            for size in _HEAP_SIZES:
+                base = arena.top // size * size
+                if self._heap_info(base)[0] == arena.address:
+                    break
+            else:
+                raise FaultError(arena.top, 0, "no heap_info")
+            header = next(n for n in _HEAP_INFO_SIZES if (arena.address - n) % size == 0)
+            while base:
+                ar_ptr, previous, length, _ = self._heap_info(base)
+                if ar_ptr != arena.address or length > size or len(arena.heaps) > _MOST_ARENAS:
+                    raise FaultError(base, 0, "no heap_info")
+                arena.heaps.append(Range(base, base + length))
+                first = base + header
+                if first == arena.address:
+                    first += -(-_STATE.size // 16) * 16
+                arena.segments.append(Segment(first, base + length))
+                base = previous
+        except (FaultError, StopIteration):
+            self._problems.append(f"the heaps of the arena at {arena.address:#x} were not found")
+        arena.heaps.reverse()
+        arena.segments.reverse()
+
+    def _heap_info(self, address: int) -> tuple[int, int, int, int]:
+        fields: tuple[int, int, int, int] = _HEAP_INFO.unpack(
+            self._source.read(address, _HEAP_INFO.size)
+        )
+        return fields
+
+    # --- chunks --------------------------------------------------------------------------
+
+    def _walk(self, arena: Arena) -> None:
+        for heap, segment in zip(arena.heaps, arena.segments, strict=True):
+            try:
+                self._walk_segment(segment, heap.end)
+            except BrokenChunk as broken:
+                self._problems.append(
+                    f"the arena at {arena.address:#x} has no chunk at {broken.address:#x}"
+                )
+            arena.own += heap.end - heap.start - (segment.next - segment.start)
+
+    def _walk_segment(self, segment: Segment, end: int) -> None:
+        for part in self._source.walk([Range(segment.start, end)]):
+            stop = part.end
+            if segment.next + HEADER > stop:
+                continue
+            if isinstance(part, Chunk) and segment.feed(part.address, part.data):
+                return
+            if isinstance(part, (Zeros, Gap)):
+                raise BrokenChunk(segment.next)
+
+    def _mapped(self, heaps: Sequence[Range]) -> Iterator[Range]:
+        """The chunks that are mappings of their own."""
+        taken = {heap.start for heap in heaps}
+        for region, label in zip(self._source.regions, self._source.labels, strict=True):
+            if not region.writable or not region.private or region.start in taken:
+                continue
+            # The kernel joins mappings that touch: one may have the label of a stack.
+            if label.kind not in (Kind.ANONYMOUS, Kind.THREAD_STACK):
+                continue
+            chunks = MappedChunks(region.end)
+            for part in self._source.walk([Range(region.start, region.end)]):
+                if isinstance(part, Chunk):
+                    yield from chunks.feed(part.address, part.data)
+
+    def _count(self, heap: GlibcHeap) -> None:
+        for arena in heap.arenas:
+            for first in arena.fast:
+                count, size = self._release(heap, first)
+                heap.fast += count
+                heap.fast_bytes += size
+        for arena in heap.arenas:
+            for segment in arena.segments:
+                for chunk in segment.caches:
+                    self._release_cache(heap, chunk)
+        tops = 0
+        for arena in heap.arenas:
+            heap.own_bytes += arena.own
+            for segment in arena.segments:
+                if segment.last == arena.top:
+                    heap.top_bytes += segment.next - segment.last
+                    segment.release(segment.last)
+                    tops += 1
+                found = segment.total()
+                heap.live += found.live
+                heap.live_bytes += found.live_bytes
+                heap.free += found.free
+                heap.free_bytes += found.free_bytes
+        heap.live += len(heap.mapped)
+        heap.live_bytes += heap.mapped_bytes
+        heap.free -= heap.cached + heap.fast + tops
+        heap.free_bytes -= heap.cached_bytes + heap.fast_bytes + heap.top_bytes
+
+    def _release_cache(self, heap: GlibcHeap, chunk: int) -> None:
+        found = heap.chunk_at(chunk)
+        if not found or found[2]:
+            return
+        bins, counts_layout = _CACHES[found[1] - found[0]]
+        raw = self._source.read(chunk + 16, found[1] - found[0] - 16)
+        if counts_layout:
+            counts: Sequence[int] = struct.unpack_from("<" + counts_layout, raw)
+            entries = struct.unpack_from(f"<{bins}Q", raw, struct.calcsize(counts_layout))
+        else:
+            entries = struct.unpack_from(f"<{bins}Q", raw, bins * 2)
+            counts = [-1] * bins
+        lists = [list(self._follow(heap, entry, HEADER)) for entry in entries]
+        for each, count in zip(lists, counts, strict=True):
+            if None in each or count not in (-1, len(each)):
+                return  # it is something else
+        for start, end in filter(None, itertools.chain(*lists)):
+            segment = heap.segment_at(start)
+            assert segment
+            segment.release(start)
+            heap.cached += 1
+            heap.cached_bytes += end - start
+
+    def _release(self, heap: GlibcHeap, chunk: int) -> tuple[int, int]:
+        count = size = 0
+        for each in self._follow(heap, chunk, 0):
+            if each is None:
+                self._problems.append(f"the fastbin with {chunk:#x} is broken")
+                break
+            start, end = each
+            segment = heap.segment_at(start)
+            assert segment
+            segment.release(start)
+            count += 1
+            size += end - start
+        return count, size
+
+    def _follow(self, heap: GlibcHeap, entry: int, header: int) -> Iterator[Range | None]:
+        """The chunks of a list of free ones; None if it breaks.
+
+        Args:
+            header: What lies between a chunk and where its entry points: fastbins link chunks,
+                tcache what the program has of them.
+        """
+        seen: set[int] = set()
+        while entry:
+            segment = heap.segment_at(entry - header)
+            found = segment.chunk_at(entry - header) if segment and not segment.single else None
+            if not found or found[0] != entry - header or found[2] or entry in seen:
+                yield None
+                return
+            seen.add(entry)
+            yield Range(*found[:2])
+            entry = self._next_of(heap, found[0] + HEADER, header)
+            if len(seen) > _MOST_FAST:
+                yield None
+                return
+
+    def _next_of(self, heap: GlibcHeap, place: int, header: int) -> int:
+        """What follows in a list; since 2.32 it is stored with a mask (PROTECT_PTR)."""
+        try:
+            word = self._word(place)
+        except FaultError:
+            return -1
+        unmasked = word ^ place >> 12
+        if not word or not unmasked:
+            return 0
+        found = heap.chunk_at(unmasked - header)
+        return unmasked if found and found[0] == unmasked - header else word
+
+    # --- checks --------------------------------------------------------------------------
+
+    def _check(self, heap: GlibcHeap, param: _Param | None) -> None:
+        for arena in heap.arenas:
+            got = sum(end - start for start, end in arena.heaps)
+            if got != arena.system_mem:
+                self._problems.append(
+                    f"the arena at {arena.address:#x} says that it has {arena.system_mem} bytes, "
+                    f"found were {got}"
+                )
+            if arena.segments and arena.segments[-1].last != arena.top:
+                self._problems.append(f"the walk of the arena at {arena.address:#x} missed its end")
+        if param is None:
+            self._problems.append("malloc's count of mapped chunks was not found")
+        elif (param.n_mmaps, param.mmapped_mem) != (len(heap.mapped), heap.mapped_bytes):
+            self._problems.append(
+                f"malloc says that it has mapped {param.n_mmaps} chunks of {param.mmapped_mem} "
+                f"bytes, found were {len(heap.mapped)} of {heap.mapped_bytes}"
+            )
+
+
+@dataclass
+class _Param:
+    """What is of use of ``struct malloc_par``, in the names of malloc.c."""
+
+    n_mmaps: int
+    mmapped_mem: int
+    sbrk_base: int
+
+
+def _find_param(data: bytes, brk: Range, top: int) -> _Param | None:
+    """``mp_``, which lies in the same data as main_arena: known by sbrk_base and what is by it."""
+    usable = len(data) // 8 * 8
+    words = memoryview(data)[:usable].cast("Q")
+    for number in range(6, len(words)):
+        if not brk.start <= words[number] < max(brk.end, 1) or words[number] > top > brk.end:
+            continue
+        mmapped, most = words[number - 2], words[number - 1]
+        if mmapped > most or mmapped % PAGE_SIZE or most % PAGE_SIZE:
+            continue
+        for behind in (36, 32):  # since 2.35 with hp_flags before, and padding
+            n_mmaps, n_max, most_n, fixed = struct.unpack_from("<4i", data, number * 8 - behind)
+            if n_max == 65536 and 0 <= n_mmaps <= most_n and fixed in (0, 1):
+                return _Param(n_mmaps, mmapped, words[number])
+    return None

@@ -1,0 +1,114 @@
+"""Vtables: which type an address in a module stands for, by the target's own memory.
+
+C++: the word before a vtable leads to its ``type_info``, which has the mangled name, in stripped
+programs too (Itanium C++ ABI, "Virtual Table Layout", "Run-Time Type Information"). Rust: a vtable
+begins with drop, size and align; the name is that of its functions, so it needs ``.symtab``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastdump._words import ModuleRange
+from fastdump.errors import FaultError
+from fastdump.pointers import Pointers
+from fastdump.source import Source
+
+_MANGLED = re.compile(rb"\*?([0-9A-Z][0-9A-Za-z_.$]*)\0")
+_MOST_NAME = 4096
+_DROP = re.compile(r"core::ptr::(?:real_)?drop_in_place<(.*)>")
+_METHOD = re.compile(r"<(.+) as (.+)>::")
+_MOST_ALIGN = 1 << 16
+_MOST_SIZE = 1 << 32
+
+
+class TypeName(NamedTuple):
+    """A type that objects have: ``language`` is ``C++`` or ``Rust``."""
+
+    language: str
+    name: str
+
+
+class Vtables:
+    """Names of vtables; of a few targets, not of all.
+
+    Args:
+        ranges: Of the modules, in address order.
+    """
+
+    def __init__(self, source: Source, ranges: Sequence[ModuleRange], pointers: Pointers) -> None:
+        self._source, self._ranges, self._pointers = source, ranges, pointers
+        self._starts = [found.start for found in ranges]
+
+    def type_of(self, target: int) -> TypeName | None:
+        """The type whose objects point to *target*: None if it is no vtable, or no primary one."""
+        try:
+            return self._cpp(target) or self._rust(target)
+        except FaultError:
+            return None
+
+    def _in_module(self, address: int) -> bool:
+        number = bisect.bisect_right(self._starts, address) - 1
+        return number >= 0 and address < self._ranges[number].end
+
+    def _cpp(self, target: int) -> TypeName | None:
+        if target % 8:
+            return None
+        offset_to_top, type_info, first = struct.unpack("<qQQ", self._source.read(target - 16, 24))
+        if offset_to_top or type_info % 8 or not self._in_module(type_info):
+            return None
+        if first and not self._in_module(first):
+            return None
+        kind, name = struct.unpack("<QQ", self._source.read(type_info, 16))
+        if not self._in_module(kind) or not self._in_module(name):
+            return None
+        found = _MANGLED.match(self._text(name))
+        return TypeName("C++", demangled(found[1].decode())) if found else None
+
+    def _text(self, address: int) -> bytes:
+        """What lies there, up to the end of its page or a few thousand bytes."""
+        buffer = bytearray(_MOST_NAME)
+        return bytes(buffer[: self._source.read_into(address, buffer)])
+
+    def _rust(self, target: int) -> TypeName | None:
+        if target % 8:
+            return None
+        drop, size, align, method = struct.unpack("<4Q", self._source.read(target, 32))
+        if size >= _MOST_SIZE or not 0 < align <= _MOST_ALIGN or align & (align - 1):
+            return None
+        if size % align or (not drop and not self._in_module(method)):
+            return None
+        for address, pattern in ((drop, _DROP), (method, _METHOD)):
+            symbol = self._pointers.symbol_at(address) if address else None
+            if symbol and symbol[1] == 0 and (found := pattern.search(demangled_rust(symbol[0]))):
+                return TypeName("Rust", found[1])
+        return None
+
+
+@functools.lru_cache(4096)
+def demangled(name: str) -> str:
+    """A type's name as people write it; as it is without the package for that (extra ``names``)."""
+    try:
+        from itanium_demangler import parse
+
+        text = str(parse(f"_ZTS{name}") or "")
+    except (ImportError, RecursionError, NotImplementedError, ValueError, IndexError):
+        text = ""
+    return text.removeprefix("typeinfo name for ").replace("_GLOBAL__N_1::", "") or name
+
+
+@functools.lru_cache(4096)
+def demangled_rust(name: str) -> str:
+    """A symbol of Rust as people write it, likewise; without its hash."""
+    try:
+        import rust_demangler
+
+        text = str(rust_demangler.demangle(name))
+    except Exception:  # untrusted text in a foreign parser; or there is none
+        text = name
+    return re.sub(r"::h[0-9a-f]{16}$", "", text)

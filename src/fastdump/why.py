@@ -1,0 +1,502 @@
+"""Why: what fills the memory of a source, and which module put it there.
+
+Memory is read two or three times, a chunk at a time: to walk the allocator, to see what words point
+into modules, and to follow those from chunk to chunk (and count the objects of CPython).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fastdump._heap import SizeClass, size_classes
+from fastdump._native import PAGE_SIZE, Gap
+from fastdump._strings import Query
+from fastdump._words import (
+    FURTHER,
+    GLOBAL,
+    MOST_MODULES,
+    PARENT,
+    TIERS,
+    Heap,
+    Hit,
+    ModuleRange,
+    TypeCounter,
+    Words,
+)
+from fastdump.addresses import short_name
+from fastdump.cpython import Interpreter, find_cpython
+from fastdump.gaps import Gaps, merged
+from fastdump.labels import Kind
+from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
+from fastdump.live_source import LiveSource
+from fastdump.malloc_glibc import GlibcHeap, walk_glibc
+from fastdump.pointers import Pointers
+from fastdump.region import Range
+from fastdump.selection import Preset, Rule, select
+from fastdump.source import Chunk, Source
+from fastdump.text import printable, size
+from fastdump.top import top
+from fastdump.vtables import Vtables
+
+OTHERS = "other modules"
+_MOST_TARGETS = 2048  # that are looked at for types
+# Of live bytes: with less than that without an owner, no further chunk is looked for.
+_ENOUGH = 0.01
+_MOST_ROUNDS = 3
+
+
+@dataclass
+class ModuleShare:
+    """The live chunks that a module owns; ``tiers``: bytes by how sure that is. Bytes."""
+
+    path: str
+    chunks: int
+    bytes: int
+    tiers: dict[str, int]
+    example: int
+
+
+@dataclass
+class TypeShare:
+    """The objects of a type. ``bytes``: of C++ and Rust those that have a chunk to themselves."""
+
+    language: str
+    name: str
+    module: str
+    objects: int
+    bytes: int
+    example: int
+
+
+@dataclass
+class Template:
+    """Strings that are alike but for numbers."""
+
+    text: str
+    strings: int
+    bytes: int
+
+
+@dataclass
+class Suspect:
+    """A sentence, and the command that shows more."""
+
+    text: str
+    command: str
+
+
+@dataclass
+class Why(Gaps):
+    """The whole page. Bytes.
+
+    Attributes:
+        rss: What the kernel says is resident; 0 of a dump.
+        heap: Of glibc's malloc; None if it was not found.
+        sizes: The live chunks of malloc by size.
+        problems: What is not known, or not sure: sentences.
+    """
+
+    name: str
+    ledger: list[Bucket]
+    rss: int
+    heap: GlibcHeap | None
+    modules: list[ModuleShare]
+    types: list[TypeShare]
+    templates: list[Template]
+    sizes: list[SizeClass]
+    pages: dict[str, int]
+    problems: list[str]
+    gaps: list[Gap]
+    suspects: list[Suspect] = field(default_factory=list)
+    swap_asked: bool = False
+
+    @property
+    def total(self) -> int:
+        """The sum of the ledger."""
+        return sum(bucket.bytes for bucket in self.ledger)
+
+    @property
+    def live_bytes(self) -> int:
+        return self.heap.live_bytes if self.heap else 0
+
+    @property
+    def tiers(self) -> dict[str, int]:
+        """Bytes of live chunks by how their owner is known; what has none is left out."""
+        return {tier: sum(m.tiers[tier] for m in self.modules) for tier in TIERS}
+
+    def folded(self) -> Iterator[str]:
+        """Lines for flame graphs: ``bucket;module;type`` and bytes; a type's are its chunks'."""
+        types: dict[str, int] = {}
+        for each in self.types:
+            if each.language != "Python" and each.bytes:
+                types[each.module] = types.get(each.module, 0) + each.bytes
+                yield _folded(LIVE, each.module, f"{each.language} {each.name}", each.bytes)
+        owned = 0
+        for module in self.modules:
+            owned += module.bytes
+            rest = module.bytes - types.get(module.path, 0)
+            yield _folded(LIVE, module.path, "other", max(rest, 0))
+        for bucket in self.ledger:
+            if bucket.name == LIVE:
+                yield _folded(LIVE, "no owner found", "", max(self.live_bytes - owned, 0))
+            else:
+                yield _folded(bucket.name, "", "", bucket.bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        heap = self.heap
+        return {
+            "version": 1,
+            "source": self.name,
+            "rss": self.rss,
+            "total": self.total,
+            "ledger": [asdict(bucket) for bucket in self.ledger],
+            "malloc": heap
+            and {
+                "arenas": len(heap.arenas),
+                "system": heap.system_bytes,
+                "mapped": heap.mapped_bytes,
+                "mapped_chunks": len(heap.mapped),
+                "live": heap.live_bytes,
+                "live_chunks": heap.live,
+                "cached": heap.cached_bytes,
+                "fastbins": heap.fast_bytes,
+                "bins": heap.free_bytes,
+                "top": heap.top_bytes,
+                "own": heap.own_bytes,
+                "checked": not heap.problems,
+            },
+            "tiers": self.tiers,
+            "modules": [asdict(module) for module in self.modules],
+            "types": [asdict(found) for found in self.types],
+            "templates": [asdict(template) for template in self.templates],
+            "sizes": [found._asdict() for found in self.sizes],
+            "pages": self.pages,
+            "suspects": [asdict(suspect) for suspect in self.suspects],
+            "problems": self.problems,
+            "gaps": [gap._asdict() for gap in self.gaps],
+        }
+
+
+def why(
+    source: Source,
+    *,
+    rules: Sequence[Rule] = (),
+    with_libraries: bool = False,
+    count: int = 10,
+    strings: bool = True,
+) -> Why:
+    """What fills a source.
+
+    Args:
+        count: Lines of each table.
+        strings: Look for repeated text too.
+
+    Raises:
+        SourceGone: The target exited or called exec.
+    """
+    return _Inquiry(source, rules, with_libraries).answer(count, strings)
+
+
+class _Modules:
+    """The modules of a source, by number: 1 is the executable; the last one stands for the rest."""
+
+    def __init__(self, source: Source) -> None:
+        sizes: dict[str, int] = {}
+        for region, label in zip(source.regions, source.labels, strict=True):
+            if label.module:
+                first = label.kind is Kind.EXECUTABLE
+                size = (1 << 62) if first else region.length
+                sizes[label.module] = sizes.get(label.module, 0) + size
+        self.paths = ["", *sorted(sizes, key=lambda path: -sizes[path])]
+        numbers = {path: min(n, MOST_MODULES) for n, path in enumerate(self.paths)}
+        if len(self.paths) > MOST_MODULES + 1:
+            self.paths[MOST_MODULES:] = [OTHERS]
+        self.ranges = [
+            ModuleRange(region.start, region.end, numbers[label.module])
+            for region, label in zip(source.regions, source.labels, strict=True)
+            if label.module
+        ]
+        self.numbers = numbers
+        self._starts = [found.start for found in self.ranges]
+
+    def path_at(self, address: int) -> str:
+        """The module that an address lies in, or nothing."""
+        number = bisect.bisect_right(self._starts, address) - 1
+        if number >= 0 and address < self.ranges[number].end:
+            return self.paths[self.ranges[number].module]
+        return ""
+
+
+class _Inquiry:
+    def __init__(self, source: Source, rules: Sequence[Rule], with_libraries: bool) -> None:
+        self._source, self._rules, self._with_libraries = source, rules, with_libraries
+        self._regions, self._labels = source.regions, source.labels
+        self._choices = select(self._regions, self._labels, Preset.DATA, rules, with_libraries)
+        self._modules = _Modules(source)
+        self._problems: list[str] = []
+        self._gaps: list[Gap] = []
+
+    def answer(self, count: int, strings: bool) -> Why:
+        self._glibc = walk_glibc(self._source)
+        self._heap = Heap(self._glibc.segments if self._glibc else [])
+        self._ledger = Ledger(self._glibc)
+        words = Words(self._modules.ranges or [ModuleRange(0, 1, 1)], self._heap)
+        python = find_cpython(self._source)
+        metaclasses = self._first_pass(words, python)
+        counter = self._types_of(python, metaclasses) if python and metaclasses else None
+        objects = self._second_pass(words, counter)
+        result = Why(
+            name=self._source.name,
+            ledger=self._ledger.buckets(self._source, objects),
+            rss=_rss(self._source),
+            heap=self._glibc,
+            modules=self._module_shares(words),
+            types=self._type_shares(words, python, counter, count),
+            templates=self._templates(count) if strings else [],
+            sizes=size_classes(self._heap.segments),
+            pages=words.pages,
+            problems=self._problems,
+            gaps=merged(self._gaps),
+        )
+        if self._glibc:
+            self._problems += self._glibc.problems
+        self._problems += _foreign_allocators(self._modules.paths)
+        if words.lost:
+            self._problems.append(f"{words.lost} pointers into modules had no room in the table")
+        result.suspects = _suspects(result)
+        return result
+
+    # --- passes --------------------------------------------------------------------------
+
+    def _scanned(self) -> Iterator[tuple[int, Range]]:
+        """The memory whose words count; those of a stack are what earlier calls left there."""
+        for number, (label, choice) in enumerate(zip(self._labels, self._choices, strict=True)):
+            region = self._regions[number]
+            if not choice.included:
+                continue
+            if label.kind not in STACKS:
+                for found in choice.ranges or (Range(region.start, region.end),):
+                    yield number, found
+                continue
+            for segment in self._ledger.segments_in(region.start, region.end):
+                yield number, Range(segment.start, segment.next)
+
+    def _in_chunks(self) -> Iterator[tuple[int, Range]]:
+        """What of it an allocator has cut into chunks; else no word has an owner to give."""
+        for number, (start, end) in self._scanned():
+            for segment in self._ledger.segments_in(start, end):
+                first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
+                yield number, Range(first, min(end, segment.next))
+
+    def _chunks(self, where: Range) -> Iterator[Chunk]:
+        return (part for part in self._source.walk([where]) if isinstance(part, Chunk))
+
+    def _first_pass(self, words: Words, python: Interpreter | None) -> TypeCounter | None:
+        metaclasses = None
+        if python and python.unsupported:
+            self._problems.append(f"the objects of CPython are not counted: {python.unsupported}")
+        elif python:
+            metaclasses = python.metaclasses(self._heap)
+            python.add_types([python.type_type])
+        for number, where in self._scanned():
+            for part in self._source.walk([where]):
+                if isinstance(part, Gap):
+                    self._gaps.append(part)
+                elif isinstance(part, Chunk):
+                    words.feed(part.address, part.data)
+                    if metaclasses:
+                        metaclasses.feed(part.address, part.data)
+                    self._ledger.enter(number, part.address, part.end)
+        words.settle()
+        if python and metaclasses:
+            self._feed_data(python, metaclasses)
+        return metaclasses
+
+    def _feed_data(self, python: Interpreter, counter: TypeCounter) -> None:
+        """The static objects of an interpreter, where they are not scanned anyway."""
+        scanned = {where for _, where in self._scanned()}
+        for where in python.data:
+            if where not in scanned:
+                for part in self._chunks(where):
+                    counter.feed(part.address, part.data)
+
+    def _types_of(self, python: Interpreter, metaclasses: TypeCounter) -> TypeCounter:
+        """The counter of all types: those whose type is a metaclass, until there is no new one."""
+        while python.add_types(metaclasses.places):
+            metaclasses = python.metaclasses(self._heap)
+            for _, where in self._scanned():
+                for part in self._chunks(where):
+                    metaclasses.feed(part.address, part.data)
+            self._feed_data(python, metaclasses)
+        return python.counter(self._heap)
+
+    def _second_pass(self, words: Words, counter: TypeCounter | None) -> dict[int, int]:
+        """Follow pointers from chunk to chunk; returns the objects of Python in each region."""
+        objects: dict[int, int] = {}
+        before = 0
+        for number, where in self._scanned() if counter else self._in_chunks():
+            for part in self._chunks(where):
+                words.follow(part.address, part.data, PARENT)
+                if counter:
+                    counter.feed(part.address, part.data)
+            if counter:
+                objects[number] = objects.get(number, 0) + counter.total - before
+                before = counter.total
+        words.settle()
+        for region, label in zip(self._regions, self._labels, strict=True):
+            module = self._modules.numbers.get(label.module, 0)
+            if module and region.writable and region.private:
+                for part in self._chunks(Range(region.start, region.end)):
+                    words.follow(part.address, part.data, GLOBAL, module)
+        words.settle()
+        for _ in range(_MOST_ROUNDS):
+            if not self._glibc or self._unowned(words) <= self._glibc.live_bytes * _ENOUGH:
+                break
+            news = 0
+            for _, where in self._in_chunks():
+                for part in self._chunks(where):
+                    news += words.follow(part.address, part.data, FURTHER)
+            words.settle()
+            if not news:
+                break
+        return objects
+
+    def _unowned(self, words: Words) -> int:
+        assert self._glibc
+        return self._glibc.live_bytes - sum(sum(found.bytes) for found in words.owned)
+
+    # --- tables --------------------------------------------------------------------------
+
+    def _module_shares(self, words: Words) -> list[ModuleShare]:
+        found = []
+        for path, owned in zip(self._modules.paths, words.owned, strict=False):
+            if sum(owned.chunks):
+                most = max(range(len(TIERS)), key=lambda tier: owned.bytes[tier])
+                tiers = dict(zip(TIERS, owned.bytes, strict=True))
+                found.append(
+                    ModuleShare(
+                        path, sum(owned.chunks), sum(owned.bytes), tiers, owned.example[most]
+                    )
+                )
+        return sorted(found, key=lambda m: -m.bytes)
+
+    def _type_shares(
+        self, words: Words, python: Interpreter | None, counter: TypeCounter | None, count: int
+    ) -> list[TypeShare]:
+        vtables = Vtables(self._source, self._modules.ranges, Pointers(self._source))
+        hits = words.hits
+        most_words = sorted(hits, key=lambda hit: -hit.words)[:_MOST_TARGETS]
+        shares: dict[tuple[str, str, str], TypeShare] = {}
+        for hit in dict.fromkeys([*hits[:_MOST_TARGETS], *most_words]):
+            self._enter(shares, vtables, hit)
+        if python and counter:
+            for found in python.counted(counter.counts)[: 2 * count]:
+                key = "Python", found.type.name, python.module
+                share = shares.setdefault(key, TypeShare(*key, 0, 0, found.type.address))
+                share.objects += found.objects
+                share.bytes += found.bytes
+        return sorted(shares.values(), key=lambda t: (-t.bytes, -t.objects, t.name))[: 2 * count]
+
+    def _enter(
+        self, shares: dict[tuple[str, str, str], TypeShare], vtables: Vtables, hit: Hit
+    ) -> None:
+        found = vtables.type_of(hit.target)
+        if found:
+            key = found.language, found.name, self._modules.path_at(hit.target)
+            share = shares.setdefault(key, TypeShare(*key, 0, 0, hit.example))
+            share.objects += hit.words
+            share.bytes += hit.bytes
+
+    def _templates(self, count: int) -> list[Template]:
+        place = self._source.place(rules=self._rules, with_libraries=self._with_libraries)
+        try:
+            found = top(place, Query(min_length=8), count)
+        finally:
+            place.close()
+        return [
+            Template(row.text.decode("utf-8", "backslashreplace"), row.count, row.length)
+            for row in found.rows
+        ]
+
+
+def _folded(bucket: str, module: str, name: str, length: int) -> str:
+    parts = (part.replace(";", ":") for part in (bucket, short_name(module), name) if part)
+    return f"{printable(';'.join(parts))} {length}"
+
+
+# By a part of the name of a file that is mapped.
+_ALLOCATORS = {
+    "libjemalloc": "jemalloc",
+    "libtcmalloc": "tcmalloc",
+    "libmimalloc": "mimalloc",
+    "ld-musl": "musl's malloc",
+    "libjvm.so": "a JVM",
+    "libcoreclr.so": ".NET",
+}
+
+
+def _foreign_allocators(paths: Sequence[str]) -> list[str]:
+    """What is not known of allocators that are not walked."""
+    names = [short_name(path) for path in paths]
+    return [
+        f"{allocator} is in use: what it has freed is unknown, and counts as live"
+        for part, allocator in _ALLOCATORS.items()
+        if any(part in name for name in names)
+    ]
+
+
+def _rss(source: Source) -> int:
+    return source.process.growth().rss if isinstance(source, LiveSource) else 0
+
+
+def _suspects(found: Why) -> list[Suspect]:
+    """What stands out, the largest first."""
+    name, total = found.name, max(found.total, 1)
+    suspects: list[tuple[int, Suspect]] = []
+
+    def suspect(length: int, text: str, command: str) -> None:
+        suspects.append((length, Suspect(text, f"fastdump {command}")))
+
+    for module in found.modules[:3]:
+        if module.bytes > total / 20:
+            suspect(
+                module.bytes,
+                f"{short_name(module.path)} holds {size(module.bytes)} in {module.chunks:,} chunks "
+                f"of about {size(module.bytes // module.chunks)}",
+                f"hexdump {name} {module.example:x} --follow-pointers",
+            )
+    for each in found.types[:3]:
+        if each.bytes > total / 20:
+            suspect(
+                each.bytes,
+                f"{each.objects:,} objects of the {each.language} type {each.name} take "
+                f"{size(each.bytes)}",
+                f"hexdump {name} {each.example:x} --follow-pointers",
+            )
+    for template in found.templates[:2]:
+        if template.bytes > total / 20:
+            suspect(
+                template.bytes,
+                f"{template.strings:,} strings like {template.text[:40]!r} take "
+                f"{size(template.bytes)}",
+                f"strings {name} --top 20",
+            )
+    buckets = {bucket.name: bucket.bytes for bucket in found.ledger}
+    if buckets[FREE] > total / 5:
+        suspect(
+            buckets[FREE],
+            f"{size(buckets[FREE])} are free, but malloc holds them: fragmentation, or a peak "
+            "that is over",
+            f"maps {name} --sort resident",
+        )
+    if buckets[UNKNOWN] > total / 5:
+        suspect(
+            buckets[UNKNOWN],
+            f"{size(buckets[UNKNOWN])} are anonymous memory that is not glibc's",
+            f"maps {name} --sort resident",
+        )
+    return [each for _, each in sorted(suspects, key=lambda found: -found[0])]

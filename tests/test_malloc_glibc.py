@@ -1,0 +1,187 @@
+"""The walk of glibc's malloc, held against what malloc says of itself; seeded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import targets
+from fastdump._heap import BrokenChunk, Segment, size_classes
+from fastdump.dumped import Dumped
+from fastdump.malloc_glibc import GlibcHeap, walk_glibc
+from fastdump.sources import attach, open_source
+
+SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
+IN_USE, MAPPED = 1, 2
+
+
+# --- segments ----------------------------------------------------------------------------
+
+
+def random_segment(rng: random.Random) -> tuple[int, bytes, list[tuple[int, int, bool]]]:
+    """Address and bytes of a heap, and its chunks: start, end, free."""
+    start = rng.randrange(1 << 20, 1 << 40) * 16
+    data, chunks, free = bytearray(), list[tuple[int, int, bool]](), False
+    for _ in range(rng.randrange(1, 200)):
+        size = rng.choice((32, 32, 48, 16 * rng.randrange(2, 100), 16 * rng.randrange(2, 2000)))
+        before = len(data)
+        previous = chunks[-1][1] - chunks[-1][0] if free else rng.getrandbits(64)
+        data += struct.pack("<QQ", previous, size | (0 if free else IN_USE))
+        data += rng.randbytes(size - 16)
+        free = not free and rng.random() < 0.4
+        chunks.append((start + before, start + len(data), free))
+    data += struct.pack("<QQ", chunks[-1][1] - chunks[-1][0], 16 | (0 if free else IN_USE))
+    return start, bytes(data), chunks
+
+
+def walked(rng: random.Random, start: int, data: bytes) -> Segment:
+    """The segment, fed in parts of any size."""
+    segment, at, ended = Segment(start, start + len(data)), 0, False
+    while at < len(data):
+        assert not ended
+        length = min(16 * rng.choice((1, 2, rng.randrange(1, 50), 4096)), len(data) - at)
+        ended = segment.feed(start + at, data[at : at + length])
+        at += length
+    assert ended
+    return segment
+
+
+def test_segments_are_those_of_a_plain_loop() -> None:
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    for _ in range(200):
+        start, data, chunks = random_segment(rng)
+        segment = walked(rng, start, data)
+        end = chunks[-1][1]
+        assert segment.next == end
+        assert segment.last == chunks[-1][0]
+        for chunk in rng.sample(chunks, min(20, len(chunks))):
+            assert segment.chunk_at(rng.randrange(*chunk[:2])) == chunk
+        assert segment.chunk_at(start - 1) is None
+        assert segment.chunk_at(end) is None
+        first, last = sorted(rng.randrange(start, end + 1) for _ in range(2))
+        found = segment.tally(first, last)
+        for free, count, length in ((False, *found[:2]), (True, *found[2:])):
+            inside = [c for c in chunks if c[2] == free and c[0] < last and c[1] > first]
+            assert count == sum(c[0] >= first for c in inside)
+            assert length == sum(min(c[1], last) - max(c[0], first) for c in inside)
+        lengths = [c[1] - c[0] for c in chunks if not c[2]]
+        for each in size_classes([segment]):
+            inside = [n for n in lengths if each.size // 2 < n <= each.size]
+            assert (each.chunks, each.bytes) == (len(inside), sum(inside))
+        assert sum(each.chunks for each in size_classes([segment])) == len(lengths)
+        released = rng.choice(chunks)
+        segment.release(released[0])
+        assert segment.chunk_at(released[0]) == (*released[:2], True)
+
+
+def test_a_broken_segment_is_told() -> None:
+    rng = random.Random(SEED)
+    broken = 0
+    for _ in range(200):
+        start, data, chunks = random_segment(rng)
+        at = rng.choice(chunks)[0] - start
+        size = int.from_bytes(data[at + 8 : at + 16], "little")
+        wrong = rng.choice((8, size ^ 8, size | MAPPED, size + 16 * len(data), 0, 1 << 63))
+        if wrong & ~7 == size & ~7 and not wrong & MAPPED:
+            continue  # only the bit that says of what arena it is
+        bad = data[: at + 8] + wrong.to_bytes(8, "little") + data[at + 16 :]
+        segment = Segment(start, start + len(bad))
+        with contextlib.suppress(BrokenChunk):  # a size of 0 may be its end
+            segment.feed(start, bad)
+        broken += segment.next == start + at
+    assert broken > 100
+
+
+# --- malloc ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[1, 4, 64])
+def arenas(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
+    with targets.start("arenas", request.param) as target:
+        yield target
+
+
+def check(heap: GlibcHeap | None, truth: dict[str, Any]) -> None:
+    """Every total is malloc's own, to the byte."""
+    assert heap
+    assert heap.problems == []
+    assert heap.system_bytes == truth["arena"]
+    assert (len(heap.mapped), heap.mapped_bytes) == (truth["hblks"], truth["hblkhd"])
+    assert heap.fast_bytes == truth["fsmblks"]
+    assert heap.free_bytes + heap.fast_bytes + heap.top_bytes == truth["fordblks"]
+    in_arenas = heap.live_bytes - heap.mapped_bytes
+    assert in_arenas + heap.cached_bytes + heap.own_bytes == truth["uordblks"]
+    report = ElementTree.fromstring(truth["malloc_info"])
+    each = [
+        int(found.attrib["size"])
+        for found in report.findall("heap/system")
+        if found.attrib["type"] == "current"
+    ]
+    assert sorted(arena.system_mem for arena in heap.arenas) == sorted(each)
+
+
+def test_every_total_is_that_of_malloc(arenas: targets.Target) -> None:
+    for _ in range(2):
+        with attach(arenas.pid) as source:
+            check(walk_glibc(source), arenas.truth)
+        arenas.send(b"x")
+        arenas.read_truth()
+
+
+def test_what_the_program_holds_is_live(arenas: targets.Target) -> None:
+    """And little else: a cache and a control block for each thread, and what stdio has."""
+    truth = arenas.truth
+    with attach(arenas.pid) as source:
+        heap = walk_glibc(source)
+        assert heap
+        held: set[int] = set()
+        workers = len(heap.arenas) - 1 or 1
+        for number in range(workers):
+            at = truth["workers"] + number * truth["stride"] + truth["held"]
+            held |= set(struct.unpack(f"<{truth['most']}Q", source.read(at, truth["most"] * 8)))
+    held.discard(0)
+    assert len(held) == truth["live_count"]
+    for pointer in held:
+        chunk = heap.chunk_at(pointer - 16)
+        assert chunk
+        assert not chunk[2]
+    assert 0 < heap.live - len(held) <= 4 * len(heap.arenas) + 12
+
+
+def test_a_dump_tells_the_same(arenas: targets.Target, in_tmp: Path) -> None:
+    for form in ("core", "lz4"):
+        command = ["dump", str(arenas.pid), "-q", "-f", form, "-o", f"dumped.{form}"]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+        with open_source(f"dumped.{form}") as source:
+            check(walk_glibc(source), arenas.truth)
+
+
+def test_a_heap_that_makes_no_sense_is_told(in_tmp: Path) -> None:
+    with targets.start("arenas", 1) as target:
+        command = ["dump", str(target.pid), "-q", "-f", "core", "-o", "dumped.core"]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+    with open_source("dumped.core") as source:
+        heap = walk_glibc(source)
+        assert heap
+        victim = heap.segments[0].start
+        assert isinstance(source, Dumped)
+        found = next(s for s in source.slices if s.address <= victim < s.address + s.length)
+        at = found.file_offset + victim + 8 - found.address  # of its size
+    with open("dumped.core", "r+b") as file:
+        file.seek(at)
+        file.write((0x1238).to_bytes(8, "little"))
+    with open_source("dumped.core") as source:
+        heap = walk_glibc(source)
+    assert heap
+    assert any(f"no chunk at {victim:#x}" in problem for problem in heap.problems)

@@ -1,0 +1,310 @@
+"""Why: programs that know what they hold, stripped, held against what it says of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import targets
+from fastdump._heap import Segment
+from fastdump._words import PARENT, Heap, ModuleRange, Words, windows_of
+from fastdump.cli import cli
+from fastdump.region import Range
+from fastdump.sources import attach
+from fastdump.why import Why, why
+from test_malloc_glibc import random_segment, walked
+from test_real import child, program, stop
+
+SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
+
+
+def told(pid: int, **options: Any) -> Why:
+    with attach(pid) as source:
+        return why(source, **options)
+
+
+# --- words -------------------------------------------------------------------------------
+
+
+def test_windows_hold_all_ranges() -> None:
+    rng = random.Random(SEED)
+    for _ in range(200):
+        ranges = [
+            Range(at, at + rng.randrange(1, 1000))
+            for at in (rng.randrange(1 << rng.choice((12, 30, 47))) for _ in range(20))
+        ]
+        windows = windows_of(ranges)
+        assert len(windows) <= 3
+        assert all(any(w.start <= r.start and r.end <= w.end for w in windows) for r in ranges)
+        assert all(a.end < b.start for a, b in itertools.pairwise(windows))
+
+
+def test_words_are_those_of_a_plain_loop() -> None:
+    """Hits and owners of random heaps, fed in random parts."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    for _ in range(60):
+        start, data, chunks = random_segment(rng)
+        memory = bytearray(data)
+        ranges = [ModuleRange(0x7F0000000000 + n * 0x5000, 0x7F0000004000 + n * 0x5000, n + 1)
+                  for n in range(3)]  # fmt: skip
+        words = memoryview(memory).cast("Q")
+        headers = {(c[0] - start) // 8 + n for c in chunks for n in (0, 1)}
+        for _ in range(len(words) // 4):
+            at = rng.randrange(len(words) - 2)
+            if at not in headers:
+                words[at] = rng.choice(ranges).start + 8 * rng.randrange(0x900)
+        words.release()
+        data = bytes(memory)
+        segment = walked(rng, start, data)
+        expected, owners = plain_words(start, data, chunks, ranges)
+        found = Words(ranges, Heap([segment]))
+        at = 0
+        while at < len(data):
+            length = min(8 * rng.choice((1, 2, rng.randrange(1, 50), 4096)), len(data) - at)
+            found.feed(start + at, data[at : at + length])
+            at += length
+        found.settle()
+        assert {hit.target: (hit.words, hit.firsts) for hit in found.hits} == expected
+        for module in (1, 2, 3):
+            first, rest = (sum(b for m, t, b in owners if (m, t) == (module, x)) for x in (0, 1))
+            assert list(found.owned[module].bytes[:2]) == [first, rest]
+
+
+def plain_words(
+    start: int,
+    data: bytes,
+    chunks: list[tuple[int, int, bool]],
+    ranges: list[ModuleRange],
+) -> tuple[dict[int, tuple[int, int]], list[tuple[int, int, int]]]:
+    """Words and first words of each target; module, tier and bytes of each chunk with an owner."""
+    hits: Counter[int] = Counter()
+    firsts: Counter[int] = Counter()
+    owners = []
+    for begin, end, free in chunks:
+        if free:
+            continue
+        length = (end - begin) // 8 * 8 - 8
+        user = struct.unpack_from(f"<{length // 8}Q", data, begin + 16 - start)
+        modules = [next((r.module for r in ranges if r.start <= w < r.end), 0) for w in user]
+        hits.update(w for w, m in zip(user, modules, strict=True) if m)
+        if modules[0]:
+            firsts[user[0]] += 1
+            owners.append((modules[0], 0, end - begin))
+        elif any(modules):
+            votes = Counter(m for m in modules if m)
+            owners.append((votes.most_common(1)[0][0], 1, end - begin))
+    return {target: (hits[target], firsts[target]) for target in hits}, owners
+
+
+def test_parents_give_their_owner_to_one_generation() -> None:
+    """A chunk that points into a module, one that it points to, and one that this points to."""
+    start, module = 0x10000, ModuleRange(0x7F0000000000, 0x7F0000001000, 5)
+    chunks = [start + 64 * n for n in range(4)]
+    memory = bytearray()
+    for target in (module.start, chunks[0], chunks[1], 0):
+        memory += struct.pack("<QQQ", 0, 65, target + (16 if target in chunks else 0)) + bytes(40)
+    # Upwards in memory, so that a pass which went further would do so at once.
+    memory[16:24], memory[24:32] = memory[16:24], (chunks[1] + 16).to_bytes(8, "little")
+    memory[64 + 16 : 64 + 24] = (chunks[2] + 16).to_bytes(8, "little")
+    memory[128 + 16 : 128 + 24] = bytes(8)
+    segment = Segment(start, start + len(memory))
+    assert segment.feed(start, memory)
+    words = Words([module], Heap([segment]))
+    words.feed(start, memory)
+    words.settle()
+    assert words.follow(start, memory, PARENT) == 1
+    assert list(words.owned[5].bytes[:3]) == [64, 0, 64]
+
+
+# --- types -------------------------------------------------------------------------------
+
+
+def test_cpp_objects_are_counted_exactly() -> None:
+    """Freed ones not, whose memory still looks like them; many in one chunk; two vtables in one."""
+    with targets.start("objects") as target:
+        found = told(target.pid, strings=False)
+        counts = target.truth["counts"]
+    types = {each.name: each for each in found.types if each.language == "C++"}
+    for name in ("shop::Shape", "shop::Circle", "shop::Both", "shop::Cell"):
+        assert types[name].objects == counts[name]
+        assert types[name].module.endswith("/objects")
+    box = next(each for name, each in types.items() if name.startswith("shop::Box<std::"))
+    assert box.objects == counts["shop::Box<std::string>"]
+    shared = next(each for name, each in types.items() if "<shop::Session," in name)
+    assert shared.objects == counts["shop::Session"]
+    assert types["shop::Circle"].bytes == counts["shop::Circle"] * 80
+    assert found.problems == []
+
+
+PYTHON = """
+import gc, json, sys, weakref
+class Slotted:
+    __slots__ = ("a", "b")
+class Plain:
+    pass
+class Abstract(__import__("abc").ABC):
+    pass
+kept = {
+    "Slotted": [Slotted() for _ in range(50_000)],
+    "Plain": [Plain() for _ in range(40_000)],
+    "Abstract": [Abstract() for _ in range(30_000)],
+    "float": [float(i) + 0.5 for i in range(200_000)],
+    "dict": [{"k": i} for i in range(60_000)],
+    "bytearray": [bytearray(b"x") for _ in range(30_000)],
+}
+gone = [Slotted() for _ in range(20_000)] + [Plain() for _ in range(20_000)]
+del gone
+gc.collect()
+print("ready")
+print(json.dumps({name: len(each) for name, each in kept.items()}), flush=True)
+sys.stdin.read()
+"""
+
+
+def pythons() -> Iterator[Any]:
+    """One of each version that is here."""
+    seen = set()
+    candidates = [sys.executable, *(f"python3.{n}" for n in range(8, 15))]
+    candidates += map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        if path:
+            command = [path, "-c", "import sys; print(*sys.version_info[:2])"]
+            version = subprocess.run(command, capture_output=True, text=True).stdout
+            if version and int(version.split()[1]) >= 8 and version not in seen:
+                seen.add(version)
+                yield pytest.param(path, id=version.strip().replace(" ", "."))
+
+
+@pytest.mark.parametrize("python", list(pythons()))
+def test_python_objects_are_counted(python: str) -> None:
+    with child(python, "-c", PYTHON, ready=b"ready") as process:
+        assert process.stdout
+        truth = json.loads(process.stdout.readline())
+        found = told(process.pid, strings=False, count=100)
+    objects = {each.name: each.objects for each in found.types if each.language == "Python"}
+    for name, count in truth.items():
+        ordinary = 1000 if name in ("float", "dict") else 0  # those of the interpreter itself
+        assert count * 0.999 <= objects[name] <= count * 1.001 + ordinary, name
+
+
+# --- modules -----------------------------------------------------------------------------
+
+
+def test_plugins_without_vtables_own_what_they_leak(tmp_path: Path) -> None:
+    built, words = targets.build("plugin"), list[str]()
+    for name, size in (("alpha", "25M"), ("beta", "15M"), ("gamma", "10M")):
+        shutil.copy(built, tmp_path / f"{name}.so")
+        words += [str(tmp_path / f"{name}.so"), size]
+    with targets.start("plugin_host", *words) as target:
+        found = told(target.pid, strings=False)
+    shares = {module.path.rpartition("/")[2]: module.bytes for module in found.modules}
+    for name in ("alpha.so", "beta.so", "gamma.so"):
+        assert shares[name] == pytest.approx(target.truth[name], rel=0.03)
+    assert found.modules[0].path.endswith("/alpha.so")
+    assert "alpha.so holds" in found.suspects[0].text
+
+
+NATIVE = """
+import ctypes, json, sqlite3, sys, zlib
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost").split()]
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Info
+def held():
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd
+def leak(make, count):
+    before = held()
+    kept.extend([make() for _ in range(count)])
+    return held() - before
+kept = []
+def database():
+    found = sqlite3.connect(":memory:")
+    found.execute("create table t(a, b)")
+    found.executemany("insert into t values(?, ?)", [(i, "x" * 50) for i in range(3000)])
+    return found
+leak(database, 1); leak(zlib.compressobj, 1)
+found = {"libz": leak(zlib.compressobj, 100), "libsqlite3": leak(database, 60)}
+print("ready")
+print(json.dumps(found), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_native_leaks_of_python_are_their_librarys() -> None:
+    python = program("/usr/bin/python3")
+    with child(python, "-c", NATIVE, ready=b"ready") as process:
+        assert process.stdout
+        truth = json.loads(process.stdout.readline())
+        found = told(process.pid, strings=False)
+    for name, length in truth.items():
+        share = next(m.bytes for m in found.modules if m.path.rpartition("/")[2].startswith(name))
+        assert share == pytest.approx(length, rel=0.05), name
+
+
+# --- the page ----------------------------------------------------------------------------
+
+
+def rss(pid: int) -> int:
+    """Exact: that of smaps_rollup."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.partition("Rss:")[2].split()[0]) * 1024
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python3", "-c", "a = list(range(10**6)); print('ready', flush=True); input()"],
+        [
+            "node",
+            "-e",
+            "const a = Array(1e6).fill({}); console.log('ready'); process.stdin.resume()",
+        ],
+    ],
+)
+def test_the_ledger_is_what_is_resident(command: list[str]) -> None:
+    with child(program(command[0]), *command[1:], ready=b"ready") as process:
+        stop(process)
+        found, resident = told(process.pid, strings=False), rss(process.pid)
+    assert found.total == pytest.approx(resident, rel=0.002)
+    assert all(bucket.bytes >= 0 for bucket in found.ledger)
+
+
+def test_a_dump_tells_the_same(in_tmp: Path) -> None:
+    with targets.start("objects") as target:
+        live = told(target.pid, strings=False)
+        command = ["dump", str(target.pid), "-q", "--all", "-o", "app.core.lz4"]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+    found = CliRunner().invoke(cli, ["why", "app.core.lz4", "--json"])
+    page = json.loads(found.output)
+    types = [(each["name"], each["objects"], each["bytes"]) for each in page["types"]]
+    assert types == [(each.name, each.objects, each.bytes) for each in live.types]
+    assert page["malloc"]["live"] == live.live_bytes
+    assert page["malloc"]["checked"]
+    assert sum(bucket["bytes"] for bucket in page["ledger"]) == page["total"]
+
+
+def test_the_page_has_its_parts_in_order() -> None:
+    with targets.start("objects") as target:
+        found = CliRunner().invoke(cli, ["why", str(target.pid)])
+    assert found.exit_code == 0
+    heads = ["ledger", "of live", "language", "text, # for numbers", "objects holds"]
+    places = [found.output.index(head) for head in heads]
+    assert places == sorted(places)
+    assert f"\n  fastdump hexdump {target.pid} " in found.output
