@@ -21,6 +21,8 @@ ORDER = [
     "gaps",
     "headroom",
     "process",
+    "fork_cost",
+    "snapshot",
     "labels",
     "selection",
     "survey",

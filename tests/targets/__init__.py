@@ -40,7 +40,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
-FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-pthread")
+FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-pthread")
 SHARED = {"lib_bss", "pattern"}
 NEEDS = {"awkward": ("lib_bss",)}
 
