@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import targets
+from fastdump._native import address_of
 from fastdump.errors import NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost
 from fastdump.process import LiveProcess
@@ -242,6 +243,24 @@ def test_a_target_that_is_traced_already() -> None:
                 assert snapshot.pause.kind == "none"
                 assert "traced by process" in snapshot.pause.why
         assert settled(target.pid) == "S"
+
+
+def test_a_process_forks_itself_but_does_not_freeze_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = bytearray(b"of the moment of the fork")
+    with LiveProcess(os.getpid()) as process:
+        with Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "fork"
+            address, length = address_of(marker), len(marker)
+            marker[:] = bytes(length)
+            found = bytearray(length)
+            snapshot.process.read_into(address, found)
+            assert found == b"of the moment of the fork"
+        with pytest.raises(UsageError, match="freeze itself"):
+            Snapshot(process, "freeze")
+        monkeypatch.setattr("fastdump.fork_cost.headroom", lambda pid: 0)
+        with Snapshot(process, None) as snapshot:
+            assert snapshot.pause.kind == "none"
+            assert "free" in snapshot.pause.why
 
 
 def test_a_target_that_has_exited() -> None:

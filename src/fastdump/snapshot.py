@@ -156,6 +156,9 @@ class Snapshot:
     ) -> None:
         asked, why, code = pause or FORK, "", 0
         kind = lib.FASTDUMP_FREEZE
+        ourselves = target.pid == os.getpid()
+        if ourselves and asked == FREEZE:
+            raise UsageError("a process cannot freeze itself", "--pause fork can be")
         facts, before = _Facts.of(target), target.regions()
         if asked != FREEZE:
             why = _no_fork(target, max_pause, check_memory)
@@ -163,8 +166,12 @@ class Snapshot:
                 why = f"it has to be asked for on {_MACHINE}: it was not tried there yet"
             if why and asked == "fork!":
                 raise _cannot_fork(target, why)
+            if why and ourselves:
+                self.pause = Pause(NONE, asked, why)
+                return
             if not why:
-                kind = lib.FASTDUMP_FORK_ONLY if asked == "fork!" else lib.FASTDUMP_FORK
+                only = asked == "fork!" or ourselves
+                kind = lib.FASTDUMP_FORK_ONLY if only else lib.FASTDUMP_FORK
                 code = _system_call(target, before)
         if pause is None and max_pause is None:
             max_pause = _MOST_UNASKED
@@ -183,6 +190,10 @@ class Snapshot:
             why = guardian.failure
             if asked == "fork!":
                 raise _cannot_fork(target, why)
+            if ourselves:
+                self.release()
+                self.pause = Pause(NONE, asked, why)
+                return
         self.threads = guardian.registers()
         self.pause = Pause(FORK if guardian.child else FREEZE, asked, why)
         if guardian.child:
