@@ -15,6 +15,7 @@ struct fastdump_target {
     int32_t pagemap; /* /proc/PID/pagemap */
     int32_t scan;    /* 1: the kernel has PAGEMAP_SCAN (6.7); 0: read pagemap */
     uint64_t page_size;
+    const struct fastdump_target *origin; /* of a copy by fork: what it was copied from; or NULL */
 };
 
 /* How the bytes of a slice may be obtained. */
@@ -30,6 +31,7 @@ struct fastdump_target {
 #define FASTDUMP_ZEROS_BEHIND 512 /* behind it the region has nothing but known zeros */
 #define FASTDUMP_OURS 1024        /* with PLAIN: file_offset is the address of its bytes here */
 #define FASTDUMP_MORE 2048        /* scan, of the last slice: the caller has others behind it */
+#define FASTDUMP_ORIGIN 4096      /* not in the copy: of its origin */
 
 /* Addresses [address, address + length) and where their bytes go: offset in the output. */
 struct fastdump_slice {
@@ -657,7 +659,7 @@ struct fastdump_words {
     struct fastdump_heap heap; /* every segment with owners, all zero at first */
     struct fastdump_range heap_window;
     struct fastdump_pointed *hits; /* all zero at first */
-    uint64_t capacity;         /* a power of 2 */
+    uint64_t capacity;             /* a power of 2 */
     uint64_t used;
     uint64_t lost;                /* words for whose target there was no room */
     uint64_t stale;               /* words in free chunks: not counted */
@@ -724,3 +726,74 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
 /* Count the objects whose header lies in length bytes at address, as fastdump_words_feed. */
 void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
                          uint64_t address);
+
+/*
+ * Snapshots: a pause of the target, made by a guardian. See csrc/snapshot.c.
+ */
+#define FASTDUMP_REGSETS 12
+
+#define FASTDUMP_FREEZE 0    /* stop all threads until told, or max_pause_ns are over */
+#define FASTDUMP_FORK 1      /* take a copy of the memory by fork, and let the target run on */
+#define FASTDUMP_FORK_ONLY 2 /* no freeze where that fails */
+
+/* What a fork can fail at; error has the errno. */
+#define FASTDUMP_STEP_STOP 1    /* the threads could not be stopped: nothing was done */
+#define FASTDUMP_STEP_TASK 2    /* no thread may run a system call for us */
+#define FASTDUMP_STEP_SECCOMP 3 /* a seccomp filter, which we may not suspend */
+#define FASTDUMP_STEP_CLONE 4   /* clone(2) failed */
+
+/* A thread of the target, as it was stopped. */
+struct fastdump_thread {
+    int32_t tid;
+    int32_t stopped;  /* 0: it waits in the kernel (state D) and has no registers */
+    uint64_t blocked; /* signals that it blocks */
+    uint64_t regsets; /* its regsets begin at this offset of the area, */
+    uint64_t end;     /* and end at this one */
+};
+
+/* In front of each regset in the area; padded to 8 bytes. */
+struct fastdump_regset {
+    uint32_t type;
+    uint32_t length;
+};
+
+/*
+ * What a guardian is to do, and what it did; in memory shared with it, as all that this points to.
+ * Times are in nanoseconds of CLOCK_MONOTONIC.
+ */
+struct fastdump_guard {
+    int32_t pid;
+    int32_t kind;
+    int32_t mem;     /* /proc/PID/mem */
+    int32_t command; /* pidfd of the process that wants it: its death ends the pause */
+    int32_t seccomp; /* 1: the target has a seccomp filter */
+    int32_t reserved;
+    uint64_t code;         /* address of a system call instruction in the target; 0: none */
+    uint64_t max_pause_ns; /* of a freeze; 0: no limit */
+    uint32_t regset_types[FASTDUMP_REGSETS]; /* for PTRACE_GETREGSET; 0 behind the last */
+    struct fastdump_thread *threads;
+    uint64_t threads_capacity;
+    unsigned char *area;
+    uint64_t area_capacity;
+
+    /* The guardian's answer. */
+    int32_t error; /* errno of what failed, in step */
+    int32_t step;
+    int32_t child;    /* of FORK: the copy, stopped; 0: it came to a freeze */
+    int32_t released; /* 1 before the first thread runs again: what is read from then on is late */
+    int32_t zombie;   /* 1: the copy is dead, and could not be reaped */
+    int32_t reserved_too;
+    uint64_t threads_used;
+    uint64_t area_used;
+    uint64_t started;  /* time of the first stop */
+    uint64_t stop_ns;  /* until all were stopped and their registers read */
+    uint64_t fork_ns;  /* of clone(2): while a thread had registers of ours */
+    uint64_t total_ns; /* until all ran again */
+};
+
+/*
+ * Start a guardian: returns its process id, or -errno. It is not a child that wait(2) sees, but
+ * with __WALL. It writes a byte to the socket when the target is stopped or copied; when it
+ * can read from it, or it is closed, or the command dies, it undoes everything and exits.
+ */
+int64_t fastdump_guard_start(struct fastdump_guard *guard, int32_t socket);

@@ -548,9 +548,15 @@ static int64_t copy_tail(struct copy *copy, const struct fastdump_slice *slice) 
     return 1;
 }
 
+static const struct fastdump_target *target_of(const struct fastdump_target *target,
+                                               const struct fastdump_slice *slice) {
+    return slice->flags & FASTDUMP_ORIGIN ? target->origin : target;
+}
+
 static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slices, uint64_t count) {
     struct fastdump_cursor *cursor = copy->cursor;
     struct fastdump_tally *tally = copy->tally, elsewhere = {0};
+    const struct fastdump_target *main = copy->target, *target;
     for (; cursor->slice < count; cursor->slice++, cursor->done = 0) {
         const struct fastdump_slice *slice = &slices[cursor->slice];
         uint64_t end;
@@ -559,7 +565,10 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
             return -EINVAL;
         copy->again = slice->flags & FASTDUMP_AGAIN;
         copy->tally = copy->again ? &elsewhere : tally;
-        int64_t got = has_sink(copy) ? flush(copy) : 0; /* what follows may be another region */
+        target = target_of(main, slice);
+        /* What follows may be another region, or memory of another process. */
+        int64_t got = has_sink(copy) || target != copy->target ? flush(copy) : 0;
+        copy->target = target;
         if (got == 0)
             got = slice->flags & FASTDUMP_TAIL ? copy_tail(copy, slice) : copy_slice(copy, slice);
         copy->tally = tally;
@@ -577,7 +586,7 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
             return 2;
         sink_end(copy);
     }
-    return fastdump_alive(copy->target) ? 1 : -ESRCH;
+    return fastdump_alive(main) ? 1 : -ESRCH;
 }
 
 int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdump_slice *slices,
@@ -645,9 +654,10 @@ int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdum
     int64_t got;
     for (; *slice_ret < count; ++*slice_ret, *done_ret = 0) {
         const struct fastdump_slice *slice = &slices[*slice_ret];
+        const struct fastdump_target *of = target_of(target, slice);
         uint64_t first = stored; /* runs are joined within a slice only */
-        pieces_begin(&pieces, target, slice, *done_ret);
-        while ((got = pieces_next(&pieces, target, &piece)) > 0) {
+        pieces_begin(&pieces, of, slice, *done_ret);
+        while ((got = pieces_next(&pieces, of, &piece)) > 0) {
             if (piece.source != SOURCE_NONE) {
                 if (stored > first && piece.start - runs_ret[stored - 1].end < min_gap) {
                     runs_ret[stored - 1].end = piece.end;

@@ -31,6 +31,7 @@ SAMPLE, LONG = 4, 50
 LENGTH = 128 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 FORMATS = ("lz4", "core", "raw", "raw-lz4")
+PAUSES = ("none", "none", "freeze", "fork!")
 MANIFEST_MAGIC, SEEK_TABLE_MAGIC = 0x184D2A5D, 0x184D2A5E
 
 cases = pytest.mark.parametrize(
@@ -346,9 +347,10 @@ def test_the_target_is_killed(
     io: dict[str, dict[str, int]],
     case: int,
 ) -> None:
-    format = rng.choice(FORMATS)
+    format, pause = rng.choice(FORMATS), rng.choice(PAUSES)
     moment = random_moment(rng, io[format])
-    process = start("dump", target.pid, "-f", format, "-o", tmp_path / "out")
+    options = ("-f", format, "--pause", pause)
+    process = start("dump", target.pid, *options, "-o", tmp_path / "out")
     reach(process, at(moment))
     os.kill(target.pid, signal.SIGKILL)
     error = _check_target_gone(process, tmp_path, format, target.truth, moment)
@@ -363,10 +365,11 @@ def test_the_target_calls_exec(
     io: dict[str, dict[str, int]],
     case: int,
 ) -> None:
-    format = rng.choice(FORMATS)
+    format, pause = rng.choice(FORMATS), rng.choice(PAUSES)
     moment = random_moment(rng, io[format], early=False)
     old = target.truth
-    process = start("dump", target.pid, "-f", format, "-o", tmp_path / "out")
+    options = ("-f", format, "--pause", pause)
+    process = start("dump", target.pid, *options, "-o", tmp_path / "out")
     reach(process, reads(target))
     reach(process, at(moment))
     target.send(b"e")

@@ -31,6 +31,7 @@ from fastdump.labels import Kind
 from fastdump.process import LiveProcess
 from fastdump.region import Region, parse_maps
 from fastdump.selection import Preset
+from fastdump.snapshot import Snapshot
 from fastdump.survey import Survey
 
 FORMATS_WITH_OUTPUT = tuple(name for name in FORMATS if name != "null")
@@ -151,6 +152,8 @@ class Dump:
 
 def run(pid: int, format: str, folder: Path, *options: str, epoch: bool = True) -> Dump:
     """Run ``fastdump dump``; *folder* gets the output."""
+    if "--pause" not in options:
+        options = (*options, "--pause", "none")  # of two pauses no two manifests are the same
     words = [re.sub(r"[^\w.-]", "_", option) for option in options]
     output = folder / ".".join([str(pid), *words, format])
     result = subprocess.run(
@@ -235,12 +238,16 @@ def known_pieces(region: dict[str, Any]) -> Iterator[tuple[int, int, str, bytes]
 
 # ---- What every format holds.
 
+PAUSES = ("none", "freeze", "fork!")
 
+
+@pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_all_holds_every_byte_that_the_awkward_target_knows(
-    awkward: targets.Target, dump_of: Any, format: str
+    awkward: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format, "--all")
+    found = dump_of(awkward, format, "--all", "--pause", pause)
+    assert found.manifest["pause"] == pause.rstrip("!")
     wrong = [
         f"{region['name']}: {kind} at {start:#x}"
         for region in awkward.truth["regions"]
@@ -252,11 +259,12 @@ def test_all_holds_every_byte_that_the_awkward_target_knows(
     assert {"pattern", "zero", "zeropage", "absent", "elsewhere", "file", "tail"} <= kinds
 
 
+@pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_default_holds_all_of_what_it_says_it_dumped(
-    awkward: targets.Target, dump_of: Any, format: str
+    awkward: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format)
+    found = dump_of(awkward, format, "--pause", pause)
     for region in awkward.truth["regions"]:
         dumped = found.region_at(region["start"])["dumped"]
         for start, end, kind, content in known_pieces(region):
@@ -284,9 +292,10 @@ def test_pages_that_only_another_process_touched_are_dumped(
         assert found.read(start, end - start) == content
 
 
+@pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_guard_pages_and_pages_past_eof_are_the_only_gaps_and_expected(
-    awkward: targets.Target, dump_of: Any, format: str
+    awkward: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
     reasons = {"guard": "guard page", "nodata": "past end of file"}
     gaps = {
@@ -295,11 +304,13 @@ def test_guard_pages_and_pages_past_eof_are_the_only_gaps_and_expected(
         for start, end, kind, _ in region["content"]
         if kind in reasons
     }
-    assert dump_of(awkward, format).gaps == gaps
-    assert dump_of(awkward, format, "--all").gaps == gaps
+    assert dump_of(awkward, format, "--pause", pause).gaps == gaps
+    assert dump_of(awkward, format, "--all", "--pause", pause).gaps == gaps
 
 
-@pytest.mark.parametrize("options", [(), ("--with-libraries",), ("--all",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [(), ("--with-libraries",), ("--all",), ("--pause", "fork!")], ids=" ".join
+)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_selected_byte_is_accounted_for_once(
     target: targets.Target, folder: Path, dump_of: Any, format: str, options: tuple[str, ...]
@@ -357,7 +368,9 @@ def test_kernels_without_pagemap_scan_give_the_same_memory(
         process.memory.use_pagemap()
         survey = Survey(process, Preset.ALL)
         writer, name = open_writer(format, str(output))
-        report = dump(survey, writer, name, format, threads=2, begun=time.perf_counter())
+        report = dump(
+            survey, Snapshot(process), writer, name, format, threads=2, begun=time.perf_counter()
+        )
         survey.close()
     assert report.exit_code == 0
     fallback = Dump(format, output, 0, report.as_dict(), "")

@@ -23,6 +23,8 @@ ORDER = [
     "gaps",
     "headroom",
     "process",
+    "fork_cost",
+    "snapshot",
     "labels",
     "selection",
     "survey",

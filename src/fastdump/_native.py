@@ -24,6 +24,7 @@ ZEROS_BEFORE: int = lib.FASTDUMP_ZEROS_BEFORE
 ZEROS_BEHIND: int = lib.FASTDUMP_ZEROS_BEHIND
 OURS: int = lib.FASTDUMP_OURS
 MORE: int = lib.FASTDUMP_MORE
+ORIGIN: int = lib.FASTDUMP_ORIGIN
 
 GAP_REASONS: dict[int, str] = {
     lib.FASTDUMP_GAP_UNREADABLE: "unreadable",
@@ -131,17 +132,29 @@ def _check(result: int) -> int:
 
 
 class Memory:
-    """The memory of one process, by its open descriptors. Threads may share it."""
+    """The memory of one process, by its open descriptors. Threads may share it.
+
+    Args:
+        origin: Of a copy by fork: the process that has the slices flagged ORIGIN.
+    """
 
     @classmethod
     def of_files(cls) -> Memory:
         """No process: for slices that are PLAIN."""
         return cls(-1, -1, -1)
 
-    def __init__(self, pid: int, mem: int, pagemap: int) -> None:
-        self._target = ffi.new(
+    def __init__(self, pid: int, mem: int, pagemap: int, origin: Memory | None = None) -> None:
+        self.mem, self._origin = mem, origin  # C has a pointer to it only
+        self._target: Any = ffi.new(
             "struct fastdump_target *",
-            {"pid": pid, "mem": mem, "pagemap": pagemap, "scan": 1, "page_size": PAGE_SIZE},
+            {
+                "pid": pid,
+                "mem": mem,
+                "pagemap": pagemap,
+                "scan": 1,
+                "page_size": PAGE_SIZE,
+                "origin": origin._target if origin else ffi.NULL,
+            },
         )
         if mem < 0:
             return

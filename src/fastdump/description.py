@@ -29,6 +29,11 @@ _NOTE_TYPES = {
     0xFF000000: "NT_GDB_TDESC",
 }
 
+_OF_MANIFEST = (
+    *("tool", "time", "host", "pause", "snapshot", "unfrozen"),
+    *("complete", "selection", "totals"),
+)
+
 
 def describe(source: Source) -> dict[str, Any]:
     """Identity, format, threads, notes, regions with labels, gaps, sums. Sizes in bytes.
@@ -83,7 +88,17 @@ def describe(source: Source) -> dict[str, Any]:
 
 def _of_dump(source: Dumped) -> dict[str, Any]:
     manifest = source.manifest.raw if source.manifest else {}
-    keys = ("tool", "time", "host", "pause", "complete", "selection", "totals")
+    keys = (
+        "tool",
+        "time",
+        "host",
+        "pause",
+        "snapshot",
+        "unfrozen",
+        "complete",
+        "selection",
+        "totals",
+    )
     found: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
     found["manifest"] = bool(manifest)
     found["process"] = source.process

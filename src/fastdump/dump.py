@@ -21,6 +21,7 @@ from fastdump.outputs import open_folder, open_output
 from fastdump.process import Growth
 from fastdump.rawdump import Raw, RawLz4
 from fastdump.selection import Preset
+from fastdump.snapshot import Snapshot
 from fastdump.survey import Survey, pieces_of, shares
 from fastdump.url import shown
 
@@ -102,6 +103,7 @@ class DumpReport(Gaps):
     seconds: dict[str, float]
     before: Growth
     after: Growth | None
+    pause: dict[str, object]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -141,6 +143,7 @@ class DumpReport(Gaps):
             },
             "target_before": self.before._asdict(),
             "target_after": self.after._asdict() if self.after else None,
+            "pause": self.pause,
             "notes": self.notes,
         }
 
@@ -182,6 +185,7 @@ def default_threads(format: str) -> int:
 
 def dump(
     survey: Survey,
+    snapshot: Snapshot,
     writer: Writer,
     output: str,
     format: str,
@@ -190,7 +194,7 @@ def dump(
     begun: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DumpReport:
-    """Copy what *survey* selected through *writer*.
+    """Copy what *survey* selected of *snapshot* through *writer*; once it is read the pause ends.
 
     Args:
         threads: How many copy; None for as many as help.
@@ -221,21 +225,29 @@ def dump(
             done += sum(s.length for s in _slices(piece))
             progress(done, survey.to_copy)
 
-        crew: Crew[Any, Any, Copier] = Crew(pieces, copiers, writer.work, writer.emit, advance)
+        def work(copier: Copier, piece: Any) -> Any:
+            result = writer.work(copier, piece)
+            snapshot.was_read(_slices(piece))
+            return result
+
+        crew: Crew[Any, Any, Copier] = Crew(pieces, copiers, work, writer.emit, advance)
         seconds["layout"] = time.perf_counter() - started
         started = time.perf_counter()
         try:
             crew.run(patience=1 if output == STANDARD_OUTPUT else None)
             process.check()
         except (_native.MemoryGone, SourceGone):
-            error = _kept(survey, writer, identity, copiers, crew.undone())
+            snapshot.release()
+            error = _kept(survey, snapshot, writer, identity, copiers, crew.undone())
             kept = True
             raise error from None
         seconds["copy"] = time.perf_counter() - started
+        snapshot.release()
         tally, gaps = _sum(survey, copiers)
         assert tally.accounted == survey.selected, "a selected byte is not accounted for"
         started = time.perf_counter()
-        size = writer.finish(make_manifest(survey, identity, tally, gaps, complete=True))
+        manifest = make_manifest(survey, snapshot, identity, tally, gaps, complete=True)
+        size = writer.finish(manifest)
         seconds["finish"] = time.perf_counter() - started
     except OSError as error:
         writer.abort()
@@ -270,6 +282,7 @@ def dump(
         seconds=seconds,
         before=before,
         after=after,
+        pause=snapshot.as_dict(),
         notes=sorted({label.note for label in survey.labels if label.note}),
     )
 
@@ -290,6 +303,7 @@ def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
 
 def _kept(
     survey: Survey,
+    snapshot: Snapshot,
     writer: Writer,
     identity: dict[str, object],
     copiers: Sequence[Copier],
@@ -303,7 +317,7 @@ def _kept(
     gaps = merged(sorted(gaps))
     lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
     error = survey.process.gone()
-    where = writer.keep(make_manifest(survey, identity, tally, gaps, complete=False))
+    where = writer.keep(make_manifest(survey, snapshot, identity, tally, gaps, complete=False))
     return SourceGone(
         f"{error}; {lost} bytes of what was selected were not read", f"{where} holds the rest"
     )

@@ -28,7 +28,10 @@ from fastdump.elf import (
     NT_AUXV,
     NT_FASTDUMP_MANIFEST,
     NT_FILE,
+    NT_PRFPREG,
     NT_PRPSINFO,
+    NT_PRSTATUS,
+    NT_SIGINFO,
     PF_R,
     PF_W,
     PF_X,
@@ -43,6 +46,7 @@ from fastdump.errors import UsageError
 from fastdump.output import Output, PartFile
 from fastdump.process import LiveProcess
 from fastdump.region import Region
+from fastdump.snapshot import Registers
 from fastdump.stream import Block, Blocks, hole_size, one_at_a_time, set_direct
 from fastdump.survey import Survey, pieces_of, shares
 
@@ -107,6 +111,7 @@ def layout_of(survey: Survey) -> CoreLayout:
     process = survey.process
     notes = [
         _prpsinfo(process),
+        *_thread_notes(survey.threads, process),
         note("CORE", NT_AUXV, process.auxv()),
         note("CORE", NT_FILE, mapped_files_note(survey.regions, process.exe)),
     ]
@@ -174,6 +179,28 @@ def note(owner: str, note_type: int, desc: bytes) -> bytes:
     name = owner.encode() + b"\0"
     head = _NHDR.pack(len(name), len(desc), note_type)
     return head + name + bytes(-len(name) % 4) + desc + bytes(-len(desc) % 4)
+
+
+# struct elf_prstatus of linux/elfcore.h without pr_reg and pr_fpvalid: si_signo, si_code, si_errno,
+# cursig, sigpend, sighold, pid, ppid, pgrp, sid, and four times.
+_PRSTATUS = struct.Struct("<3ihxxQQ4i64x")
+_CORE_NOTES = {NT_PRSTATUS, NT_PRFPREG, NT_SIGINFO}
+
+
+def _thread_notes(threads: Sequence[Registers], process: LiveProcess) -> Iterator[bytes]:
+    """NT_PRSTATUS of each thread, and right behind it its other registers: as gcore has them.
+
+    No signal is told: a thread that was stopped to be dumped has none.
+    """
+    stat = process.stat_fields()
+    ppid, pgrp, sid = (int(field) for field in stat[1:4])
+    for thread in threads:
+        for kind, content in thread.regsets.items():
+            if kind == NT_PRSTATUS:
+                head = _PRSTATUS.pack(0, 0, 0, 0, 0, thread.blocked, thread.tid, ppid, pgrp, sid)
+                has_floats = struct.pack("<i4x", NT_PRFPREG in thread.regsets)
+                content = head + content + has_floats
+            yield note("CORE" if kind in _CORE_NOTES else "LINUX", kind, content)
 
 
 def _prpsinfo(process: LiveProcess) -> bytes:

@@ -78,7 +78,7 @@ _MAX_PROGRAM_HEADERS = 1024  # a linked file has about a dozen
 
 def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label]:
     """The label of each region, in the same order. Never fails for what a file holds."""
-    executable = _file_id(f"/proc/{process.pid}/exe")
+    executable = _file_id(f"/proc/{process.tid}/exe")
     return _label_all(
         regions,
         process.thread_stack_pointers(),

@@ -21,6 +21,7 @@ from fastdump.errors import CorruptDump
 from fastdump.labels import Kind, Label
 from fastdump.region import Range, Region
 from fastdump.selection import Choice, Part
+from fastdump.snapshot import NONE, Snapshot
 
 if TYPE_CHECKING:
     from fastdump.survey import Survey
@@ -33,13 +34,14 @@ _MOST_MARKS = 8 << 20
 
 def make_manifest(
     survey: Survey,
+    snapshot: Snapshot,
     identity: dict[str, object],
     tally: Tally,
     gaps: Sequence[Gap],
     *,
     complete: bool,
 ) -> dict[str, object]:
-    """The manifest of a dump of *survey*.
+    """The manifest of a dump of *survey*, which was made of *snapshot*.
 
     Args:
         complete: False if the target went away before all was read.
@@ -52,7 +54,8 @@ def make_manifest(
         "host": {"name": uname.node, "kernel": uname.release, "machine": uname.machine},
         "process": identity,
         "page_size": PAGE_SIZE,
-        "pause": "none",
+        "pause": snapshot.pause.kind,
+        **({"snapshot": snapshot.as_dict()} if snapshot.pause.asked != NONE else {}),
         "complete": complete,
         "selection": {
             "preset": survey.preset.value,
@@ -89,6 +92,14 @@ def make_manifest(
                 "errno": gap.errno,
             }
             for gap in gaps
+        ],
+        "unfrozen": [
+            {"start": f"{found.start:#x}", "end": f"{found.end:#x}", "reason": found.reason}
+            for found in snapshot.unfrozen(
+                region
+                for region, choice in zip(survey.regions, survey.choices, strict=True)
+                if choice.included
+            )
         ],
     }
 

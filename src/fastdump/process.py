@@ -14,12 +14,12 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump import _native
 from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
-from fastdump.region import Region, parse_maps
+from fastdump.region import Range, Region, parse_maps
 
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
 _CAP_SYS_PTRACE = 19  # linux/capability.h
@@ -36,11 +36,18 @@ class Growth(NamedTuple):
 class LiveProcess:
     """The memory of process *pid* as it is now. A context manager; threads may share it.
 
+    Attributes:
+        tid: A thread that has its memory: *pid*, unless that has exited.
+        origins: Start addresses of regions that are read from another process: see
+            ``snapshot.py``.
+
     Raises:
         SourceGone: There is no such process, or it has exited.
         NotPermitted: The kernel does not let us read it; the message says why.
         UsageError: It is a kernel thread.
     """
+
+    origins: frozenset[int] = frozenset()
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -69,18 +76,18 @@ class LiveProcess:
         self.start_time = int(fields[19])  # field 22: against the reuse of the pid
         if int(fields[6]) & _PF_KTHREAD:
             raise UsageError(f"process {pid} is a kernel thread: it has no memory of its own")
-        self.tid = pid
-        if fields[0] in "ZX":
-            self.tid = self._living_thread()
         # A leader that called pthread_exit has no memory of its own; another thread does.
-        self._proc = f"/proc/{self.tid}"
+        self._open_memory(self._living_thread() if fields[0] in "ZX" else pid)
+
+    def _open_memory(self, tid: int, origin: _native.Memory | None = None) -> None:
+        self.tid, self._proc = tid, f"/proc/{tid}"
         try:
             mem = os.open(f"{self._proc}/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._closing.callback(os.close, mem)
             pagemap = os.open(f"{self._proc}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             self._closing.callback(os.close, pagemap)
             self._start_stack = int(_stat_fields(self._proc)[25])
-            self.memory = _native.Memory(self.tid, mem, pagemap)
+            self.memory = _native.Memory(tid, mem, pagemap, origin)
         except (PermissionError, _native.MemoryGone) as error:
             raise self._refused(error) from None
         except (FileNotFoundError, ProcessLookupError):
@@ -207,6 +214,21 @@ class LiveProcess:
         with self._or_gone(), open(f"{self._proc}/auxv", "rb") as file:
             return file.read()
 
+    def residency(self, regions: Sequence[Region]) -> list[_native.Residency]:
+        """What the page tables hold of each region; zeros for pages of the kernel.
+
+        Raises:
+            SourceGone: It exited or called exec.
+        """
+        ranges = [
+            Range(r.start, r.end) if r.end < 1 << 63 else Range(0, 0)  # [vsyscall]
+            for r in regions
+        ]
+        try:
+            return self.memory.residency(ranges)
+        except _native.MemoryGone:
+            raise self.gone() from None
+
     def growth(self) -> Growth:
         """What the target costs its host now."""
         status = self.status()
@@ -282,12 +304,19 @@ class LiveProcess:
         Only smaps tells them, and smaps is slow on large heaps, so it is read only when the
         target has a userfaultfd open (userfaultfd(2), VmFlags ``um`` and ``uw``).
         """
+        return self.flagged({"um", "uw", "ui"}) if self.has_userfaultfd else set()
+
+    @property
+    def has_userfaultfd(self) -> bool:
+        """Whether it has a userfaultfd open; False where that may not be asked."""
         try:
             links = [os.readlink(entry.path) for entry in os.scandir(f"{self._proc}/fd")]
         except OSError:
-            links = []
-        if "anon_inode:[userfaultfd]" not in links:
-            return set()
+            return False
+        return "anon_inode:[userfaultfd]" in links
+
+    def flagged(self, flags: set[str]) -> set[int]:
+        """The start addresses of regions with any of these VmFlags of proc_pid_smaps(5)."""
         found: set[int] = set()
         start = 0
         with self._or_gone():
@@ -296,7 +325,7 @@ class LiveProcess:
             head = line.split(" ", 1)[0]
             if "-" in head and not head.endswith(":"):
                 start = int(head.partition("-")[0], 16)
-            elif head == "VmFlags:" and {"um", "uw", "ui"} & set(line.split()):
+            elif head == "VmFlags:" and flags & set(line.split()):
                 found.add(start)
         return found
 

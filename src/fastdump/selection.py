@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from fastdump._native import EVERY, MEM_ONLY, MODIFIED, NO_FILE, PAGE_SIZE, SWAPPED, Slice
+from fastdump._native import (
+    EVERY,
+    MEM_ONLY,
+    MODIFIED,
+    NO_FILE,
+    ORIGIN,
+    PAGE_SIZE,
+    SWAPPED,
+    Slice,
+)
 from fastdump.errors import UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Range, Region
@@ -191,7 +200,13 @@ def _by_preset(region: Region, label: Label, preset: Preset, with_libraries: boo
 
 
 def slices_of(
-    region: Region, choice: Choice, file: int | None, *, swapped: bool, userfault: bool
+    region: Region,
+    choice: Choice,
+    file: int | None,
+    *,
+    swapped: bool,
+    userfault: bool,
+    origin: bool = False,
 ) -> list[Slice]:
     """How the chosen part of a region is read; offsets are those in the region.
 
@@ -200,6 +215,7 @@ def slices_of(
             be opened.
         swapped: Read what is swapped too.
         userfault: A missing page would block process_vm_readv (userfaultfd(2)).
+        origin: A fork does not copy it: it is read from what was forked.
     """
     if not choice.included:
         return []
@@ -208,6 +224,8 @@ def slices_of(
         flags |= MEM_ONLY
     if region.path == "[vdso]":
         flags |= EVERY
+    if origin:
+        flags |= ORIGIN
     if file is None:
         flags, file = flags | NO_FILE, -1
     region_slice = Slice(region.start, region.length, 0, flags, file, region.offset)

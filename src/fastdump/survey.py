@@ -12,12 +12,13 @@ import resource
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastdump import _native
-from fastdump._native import Copier, Gap, Residency, Slice, Tally
+from fastdump._native import Copier, Gap, Slice, Tally
 from fastdump.headroom import headroom
 from fastdump.labels import Kind, Label, label_regions
 from fastdump.process import LiveProcess
-from fastdump.region import Range, Region
+from fastdump.region import Region
 from fastdump.selection import Choice, Part, Preset, Rule, select, slices_of
+from fastdump.snapshot import Registers
 
 # One call into C: long enough that Python costs nothing, short enough to share out and to stop.
 _MOST_PIECE = 64 << 20
@@ -45,6 +46,7 @@ class Survey:
 
     Args:
         swap: Read swapped memory: True, False, or None for "if the headroom allows it".
+        threads: Their registers, for a core; none if the process was not stopped.
 
     Raises:
         SourceGone: The target exited or called exec.
@@ -58,14 +60,15 @@ class Survey:
         *,
         with_libraries: bool = False,
         swap: bool | None = None,
+        threads: Sequence[Registers] = (),
     ) -> None:
-        self.process = process
+        self.process, self.threads = process, threads
         self.preset, self.rules, self.with_libraries = preset, tuple(rules), with_libraries
         self.swap_asked = swap is not None
         self.regions = process.regions()
         self.labels = label_regions(process, self.regions)
         self.choices = select(self.regions, self.labels, preset, rules, with_libraries)
-        self.residency = residency_of(process, self.regions)
+        self.residency = process.residency(self.regions)
         self.tally = Tally()
         self.gaps: list[Gap] = []
         self.to_copy = 0
@@ -82,7 +85,7 @@ class Survey:
             for region, choice, file in zip(self.regions, self.choices, files, strict=True)
             if file is not None and file >= 0 and choice.part is Part.WHOLE
         )
-        self.headroom = headroom(process.pid) if self.swapped else None
+        self.headroom = headroom(process.tid) if self.swapped else None
         self.read_swapped = bool(swap)
         if swap is None:
             self.read_swapped = self.headroom is None or self.headroom > self.swapped
@@ -94,6 +97,7 @@ class Survey:
                 file,
                 swapped=self.read_swapped,
                 userfault=region.start in userfault,
+                origin=region.start in process.origins,
             )
             for region, choice, file in zip(self.regions, self.choices, files, strict=True)
         ]
@@ -164,18 +168,6 @@ class Survey:
         counter.count([s for s in rest if s.length])
         self.tally, self.gaps = counter.tally, counter.gaps
         self.to_copy = self.selected - self.tally.accounted
-
-
-def residency_of(process: LiveProcess, regions: Sequence[Region]) -> list[Residency]:
-    """What the page tables hold of each region; zeros for pages of the kernel."""
-    ranges = [
-        Range(r.start, r.end) if r.end < 1 << 63 else Range(0, 0)  # [vsyscall]
-        for r in regions
-    ]
-    try:
-        return process.memory.residency(ranges)
-    except _native.MemoryGone:
-        raise process.gone() from None
 
 
 def pieces_of(slices: Iterable[Slice], sizes: Iterator[int]) -> Iterator[list[Slice]]:

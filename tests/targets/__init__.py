@@ -40,7 +40,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
-FLAGS = ("-O1", "-Wall", "-Wextra", "-pthread")
+FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-pthread")
 SHARED = {"lib_bss", "pattern", "plugin"}
 STRIPPED = {"objects", "plugin", "plugin_host", "sessions"}
 NEEDS = {"awkward": ("lib_bss",)}

@@ -13,6 +13,8 @@ import click
 from fastdump.cli.options import (
     OrderedCommand,
     check_level,
+    pause_lines,
+    pause_options,
     preset_of,
     progress_bar,
     rules_of,
@@ -25,6 +27,8 @@ from fastdump.errors import UsageError
 from fastdump.outputs import check_output, created
 from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
+from fastdump.selection import Preset
+from fastdump.snapshot import NONE, Snapshot
 from fastdump.survey import Survey
 from fastdump.text import printable, size
 
@@ -51,6 +55,7 @@ from fastdump.text import printable, size
 )
 @selection_options
 @swap_option
+@pause_options
 @click.option(
     "--level",
     default=1,
@@ -81,6 +86,9 @@ def command(
     everything: bool,
     with_libraries: bool,
     swap: bool | None,
+    pause: str | None,
+    max_pause: float | None,
+    ignore_headroom: bool,
     level: int,
     threads: int | None,
     force: bool,
@@ -88,7 +96,10 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Dump the memory of the live process PID. It is not stopped, and does not grow.
+    """Dump the memory of the live process PID, which does not grow.
+
+    For a core it is stopped for some milliseconds, in which the registers of its threads are read
+    and a copy-on-write copy of its memory is made, which is then dumped (--pause fork).
 
     By default: private writable memory without that of libraries, and what a debugger needs
     besides. Only pages that the process really holds are read; what could not be read is
@@ -96,6 +107,8 @@ def command(
     """
     begun = time.perf_counter()
     preset, default_name = FORMATS[format]
+    if plan or (pause is None and preset is not Preset.DEBUGGER):
+        pause = NONE
     if output is None:
         output = default_name.format(pid=pid)
     if format == "null":
@@ -104,13 +117,22 @@ def command(
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     if output and not plan:
         check_output(output, force)
-    with contextlib.ExitStack() as stack, LiveProcess(pid) as process:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(LiveProcess(pid))
+        if not plan:  # before the target is stopped: an output may be slow to open
+            with created(output):
+                writer, name = open_writer(format, output, force=force, level=level)
+                stack.callback(writer.abort)  # does nothing once it is whole
+        snapshot = stack.enter_context(
+            Snapshot(process, pause, max_pause=max_pause, check_memory=not ignore_headroom)
+        )
         survey = Survey(
-            process,
+            snapshot.process,
             preset_of(preset, everything),
             rules_of(ctx, include, exclude),
             with_libraries=with_libraries,
             swap=swap,
+            threads=snapshot.threads,
         )
         with contextlib.closing(survey):
             if plan:
@@ -119,12 +141,16 @@ def command(
                 return 0
             if survey.swapped and not survey.read_swapped and swap is None:
                 warn_swapped(survey)
-            with created(output):
-                writer, name = open_writer(format, output, force=force, level=level)
-                stack.callback(writer.abort)  # does nothing once it is whole
             with progress_bar(quiet or as_json) as progress:
                 report = dump(
-                    survey, writer, name, format, threads=threads, begun=begun, progress=progress
+                    survey,
+                    snapshot,
+                    writer,
+                    name,
+                    format,
+                    threads=threads,
+                    begun=begun,
+                    progress=progress,
                 )
     stream = sys.stderr if output == "-" else sys.stdout
     if as_json:
@@ -176,6 +202,7 @@ def _report_lines(report: DumpReport) -> Iterator[str]:
         yield f"  gap       {size(length)}: {reason}"
     for note in report.notes:
         yield f"  note      {printable(note)}"
+    yield from pause_lines(report.pause)
     copying = seconds["copy"]
     yield (
         f"  time      {seconds['total']:.2f} s: survey {seconds['survey']:.2f}, "

@@ -92,6 +92,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         told = [f"{found.get('time', 'converted')} by {found['tool']}"]
         if found.get("pause") == "none":
             told.append("it was not stopped")
+        elif "pause" in found:
+            told.append(f"paused: {found['pause']}")
         if not found.get("complete", True):
             told.append("INCOMPLETE: the target went away")
         yield _line("taken", "; ".join(told))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,7 @@ import click
 from fastdump.errors import FastdumpError
 from fastdump.gaps import Gaps
 from fastdump.selection import Preset, Rule
+from fastdump.snapshot import FORK, NONE, PAUSES
 from fastdump.text import printable, size
 
 if TYPE_CHECKING:
@@ -77,6 +79,65 @@ swap_option = click.option(
     help="Read swapped memory, which brings it back into the target's RAM, or leave it out.  "
     "[default: read it while the host and the target's cgroup have room]",
 )
+
+
+def _check_time(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds of ``2s``, ``500ms``, or a plain number."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s|min)?", value, re.ASCII)
+    seconds = float(found[1]) * {"ms": 1e-3, "min": 60.0}.get(found[2], 1.0) if found else 0.0
+    if not 0 < seconds < 1e9:
+        raise click.BadParameter(f"{value!r} is no time: try 2s or 500ms")
+    return seconds
+
+
+def pause_options(command: Command) -> Command:
+    """How the target is stopped: the same for every command that can."""
+    for option in (
+        click.option(
+            "--ignore-headroom",
+            is_flag=True,
+            help="Fork even if the memory that the copy may take (pages written meanwhile) "
+            "is not free.",
+        ),
+        click.option(
+            "--max-pause",
+            callback=_check_time,
+            metavar="TIME",
+            help="End a freeze after TIME (2s, 500ms), and read the rest while the target runs.",
+        ),
+        click.option(
+            "--pause",
+            type=click.Choice(PAUSES),
+            help="none: the target is not stopped. freeze: it is stopped until all is read. fork: "
+            "it is stopped for milliseconds, and a copy-on-write copy of it is read; where that "
+            "cannot be, freeze, which is said. fork!: an error then.  "
+            "[default: fork for lz4 and core, or a freeze for 2 s at most; else none]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def pause_lines(pause: Mapping[str, Any]) -> Iterator[str]:
+    """What a pause came to, from :meth:`Snapshot.as_dict`; nothing if none was asked for."""
+    if pause["asked"] == NONE:
+        return
+    told = pause["kind"]
+    if told != NONE:
+        seconds = pause["seconds"]
+        told += f": {seconds['total'] * 1e3:.1f} ms (stop {seconds['stop'] * 1e3:.1f}"
+        if pause["kind"] == FORK:
+            told += f", fork {seconds['fork'] * 1e3:.1f}"
+        threads = pause["threads"]
+        told += f"), {threads} threads" if threads != 1 else "), 1 thread"
+    yield f"  pause     {told}"
+    if pause["why"]:
+        yield f"  pause     {pause['asked']} was asked for: {printable(pause['why'])}"
+    without = len(pause["without_registers"])
+    if without:
+        yield f"  pause     {without} threads wait in the kernel: they have no registers"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,507 @@
+"""Pauses: what a target can notice of them, what they freeze, and that nothing of them is left.
+
+FASTDUMP_TEST_SEED repeats a run or makes another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import targets
+from fastdump._native import address_of
+from fastdump.errors import NotPermitted, SourceGone, UsageError
+from fastdump.fork_cost import fork_cost
+from fastdump.process import LiveProcess
+from fastdump.snapshot import Snapshot
+
+SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
+SAMPLE, LONG = 5, 200
+CAP_SYS_RESOURCE = 24
+RUN = f"FASTDUMP_TEST_RUN={os.getpid()}"
+KINDS = ("freeze", "fork!")
+# Each alone, or those that do not disturb each other.
+RESTLESS = {
+    "waits": ("nanosleep", "futex", "poll", "ppoll"),
+    "eintr": ("epoll", "sigwait", "io_uring"),
+    "pipe": ("read",),
+    "any child": ("wait",),
+    "vfork": ("vfork", "spin"),
+    "threads": ("threads",),
+    "signals": ("signals", "spin"),
+    "all": ("nanosleep", "futex", "poll", "epoll", "io_uring", "vfork", "threads", "signals"),
+}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="ptrace of any process needs root")
+
+rounds = pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(SAMPLE, id="sample"), pytest.param(LONG, id="long", marks=pytest.mark.long)],
+)
+
+
+def children(pid: int) -> list[str]:
+    """The children of all threads of a process, zombies too: proc_pid_stat(5), comm and state."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text(errors="replace").rpartition(")")
+            if int(rest.split()[1]) == pid:
+                found.append(f"{name}) {rest.split()[0]}")
+    return found
+
+
+def states(pid: int) -> str:
+    """The states of its threads, each once: "S", "RS" ..."""
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text(errors="replace").rpartition(")")[2].split()[0])
+    return "".join(sorted(found))
+
+
+def settled(pid: int) -> str:
+    """Its states, once no thread runs: one that was let go runs for a moment."""
+    while "R" in (found := states(pid)):
+        pass
+    return found
+
+
+def guardians() -> list[int]:
+    """All that live, and were started by us or by what we started: other tests may run too.
+
+    One that has just begun is still called as the program that started it.
+    """
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text(errors="replace").rpartition(")")
+            state, parent = rest.split()[:2]
+            ours = name.endswith("(fastdump-guard") and int(parent) == os.getpid()
+            python = os.readlink(path.parent / "exe") == os.path.realpath(sys.executable)
+            if python and state not in "ZX":
+                environment = (path.parent / "environ").read_bytes().split(b"\0")
+                if ours or RUN.encode() in environment:
+                    found.append(int(path.parent.name))
+    return found
+
+
+def status(pid: int, key: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(key + ":"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(*RUN.split("="))
+    yield
+    assert guardians() == []
+
+
+def untouched(target: targets.Target) -> dict[str, Any]:
+    """Its own self-check, and what the kernel says of it."""
+    target.send(b"?")
+    jobs: dict[str, Any] = target.read_truth()["jobs"]
+    assert jobs
+    assert {name: job[1:] for name, job in jobs.items()} == {name: [0, 0] for name in jobs}
+    assert status(target.pid, "TracerPid") == "0"
+    assert "t" not in states(target.pid)
+    return jobs
+
+
+@rounds
+@pytest.mark.parametrize("name", RESTLESS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_notices_nothing(kind: str, name: str, rounds: int) -> None:
+    with targets.start("restless", *RESTLESS[name]) as target:
+        before = status(target.pid, "VmPTE")
+        fds = len(os.listdir(f"/proc/{target.pid}/fd"))
+        for _ in range(rounds):
+            with LiveProcess(target.pid) as process, Snapshot(process, kind) as snapshot:
+                assert snapshot.pause.kind == kind.rstrip("!")
+                assert snapshot.threads[0].tid == target.pid
+            assert snapshot.pause.why == ""
+            assert 0 < snapshot.pause.stop <= snapshot.pause.total
+        untouched(target)
+        if name in ("waits", "signals"):
+            assert status(target.pid, "VmPTE") == before
+            assert len(os.listdir(f"/proc/{target.pid}/fd")) == fds
+            assert children(target.pid) == []
+        assert target.process.stdin
+        target.process.stdin.close()
+        assert target.wait() == 0  # it joins its threads, and its children are its own
+        target.process.stdin = open(os.devnull, "wb")  # noqa: SIM115 (for kill())
+
+
+@rounds
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_is_one_moment(kind: str, rounds: int) -> None:
+    """Two counters far apart, always equal, though each is counted millions of times a second."""
+
+    def word(process: LiveProcess, address: int) -> int:
+        buffer = bytearray(8)
+        process.read_into(address, buffer)
+        return int(struct.unpack("<Q", buffer)[0])
+
+    seen = set()
+    with targets.start("restless", "counters") as target:
+        for _ in range(rounds):
+            with LiveProcess(target.pid) as process:
+                with Snapshot(process, kind) as snapshot:
+                    slot = 8 * word(snapshot.process, target.truth["current"])
+                    one = word(snapshot.process, target.truth["one"] + slot)
+                    assert word(snapshot.process, target.truth["other"] + slot) == one
+                assert one not in seen
+                seen.add(one)
+                while word(process, target.truth["one"] + slot) == one:
+                    pass  # until it has counted on
+
+
+def test_a_fork_lets_the_target_run_on() -> None:
+    with (
+        targets.start("threads", 20) as target,
+        LiveProcess(target.pid) as process,
+        Snapshot(process, "fork!") as snapshot,
+    ):
+        assert settled(target.pid) == "S"
+        copy = snapshot.process.tid
+        assert states(copy) == "t"
+        assert status(copy, "PPid") == str(target.pid)
+        assert Path(f"/proc/{copy}/oom_score_adj").read_text() == "1000\n"
+        target.kill()
+        local = target.truth["threads"][7]
+        buffer = bytearray(64)
+        assert snapshot.process.read_into(local["local"], buffer) == 64
+        assert buffer == targets.pattern(local["local"], 64, local["seed"])
+    while Path(f"/proc/{copy}").exists():  # until init has reaped it
+        pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_registers_of_all_threads(kind: str) -> None:
+    with targets.start("threads", 40) as target, LiveProcess(target.pid) as process:
+        with Snapshot(process, kind) as snapshot:
+            threads = snapshot.threads
+        locals_of = {thread["tid"]: thread["local"] for thread in target.truth["threads"]}
+    assert {thread.tid for thread in threads} == {target.pid, *locals_of}
+    for thread in threads[1:]:
+        assert 0 <= locals_of[thread.tid] - thread.stack_pointer < 4096
+        assert 1 in thread.regsets
+        assert 2 in thread.regsets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_target_stays_stopped(kind: str) -> None:
+    with targets.start("restless", "nanosleep", "threads") as target:
+        target.stop()
+        for _ in range(SAMPLE):
+            with LiveProcess(target.pid) as process, Snapshot(process, kind) as snapshot:
+                assert snapshot.pause.kind == kind.rstrip("!")
+            assert settled(target.pid) == "T"
+        target.resume()
+        untouched(target)
+
+
+def test_signals_that_come_meanwhile_are_delivered() -> None:
+    with targets.start("restless", "nanosleep") as target:
+        with LiveProcess(target.pid) as process, Snapshot(process, "freeze"):
+            os.kill(target.pid, signal.SIGTERM)
+            assert states(target.pid) == "t"
+        assert target.wait() == -signal.SIGTERM
+
+
+def test_max_pause_ends_a_freeze() -> None:
+    with targets.start("threads", 3) as target, LiveProcess(target.pid) as process:
+        with Snapshot(process, "freeze", max_pause=0.01) as snapshot:
+            while "t" in states(target.pid):
+                pass
+            region = process.regions()[0]
+            snapshot.was_read([])
+            assert snapshot.unfrozen([region]) == []
+        assert snapshot.pause.kind == "freeze"
+
+
+def test_a_target_that_is_traced_already() -> None:
+    with targets.start("threads", 3) as target, LiveProcess(target.pid) as process:
+        with Snapshot(process, "freeze"):
+            with pytest.raises(NotPermitted, match="traced by process"):
+                Snapshot(process, "fork")
+            with Snapshot(process, None) as snapshot:
+                assert snapshot.pause.kind == "none"
+                assert "traced by process" in snapshot.pause.why
+        assert settled(target.pid) == "S"
+
+
+def test_a_process_forks_itself_but_does_not_freeze_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = bytearray(b"of the moment of the fork")
+    with LiveProcess(os.getpid()) as process:
+        with Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "fork"
+            address, length = address_of(marker), len(marker)
+            marker[:] = bytes(length)
+            found = bytearray(length)
+            snapshot.process.read_into(address, found)
+            assert found == b"of the moment of the fork"
+        with pytest.raises(UsageError, match="freeze itself"):
+            Snapshot(process, "freeze")
+        monkeypatch.setattr("fastdump.fork_cost.headroom", lambda pid: 0)
+        with Snapshot(process, None) as snapshot:
+            assert snapshot.pause.kind == "none"
+            assert "free" in snapshot.pause.why
+
+
+def test_a_target_that_has_exited() -> None:
+    with targets.start("threads", 3) as target, LiveProcess(target.pid) as process:
+        target.kill()
+        with pytest.raises(SourceGone):
+            Snapshot(process, "freeze")
+
+
+def no_processes() -> None:
+    """At its limit of processes, as a user whom it concerns."""
+    os.setgid(65534)
+    os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+
+def start_as(preexec: Any, *command: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=preexec
+    )
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
+
+
+def test_a_target_at_its_limit_of_processes() -> None:
+    with start_as(no_processes, "/usr/bin/python3", "-c", WAITING) as target:
+        with LiveProcess(target.pid) as process:
+            for _ in range(SAMPLE):
+                with Snapshot(process, "fork") as snapshot:
+                    assert snapshot.pause.kind == "freeze"
+                    assert "Resource temporarily unavailable" in snapshot.pause.why
+            with pytest.raises(UsageError, match="clone failed"):
+                Snapshot(process, "fork!")
+        assert settled(target.pid) == "S"
+        target.communicate(b"")
+    assert target.returncode == 0
+
+
+@rounds
+def test_a_target_in_a_pid_namespace(rounds: int) -> None:
+    command = ("unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", WAITING)
+    with start_as(None, *command) as outer:
+        inner = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
+        for _ in range(rounds):
+            with LiveProcess(inner) as process, Snapshot(process, "fork!") as snapshot:
+                copy = snapshot.process.tid
+            assert not Path(f"/proc/{copy}").exists()
+        assert children(inner) == []
+        assert settled(inner) == "S"
+        outer.communicate(b"")
+    assert outer.returncode == 0
+
+
+SECCOMP = """
+import ctypes, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+# BPF: the system call number; clone: kill the process; else allow
+kill, allow = 0x80000000, 0x7FFF0000
+code = struct.pack("=" + "HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 56, 6, 0, 0, kill, 6, 0, 0, allow)
+program = ctypes.create_string_buffer(code)
+class Prog(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+prog = Prog(4, ctypes.addressof(program))
+assert libc.prctl(22, 2, ctypes.byref(prog), 0, 0) == 0
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of clone is of x86_64")
+def test_a_seccomp_filter_that_kills_whoever_forks() -> None:
+    with start_as(None, sys.executable, "-c", SECCOMP) as target:
+        with LiveProcess(target.pid) as process, Snapshot(process, "fork") as snapshot:
+            # It is suspended for that call (PTRACE_O_SUSPEND_SECCOMP), where the kernel can do so.
+            assert snapshot.pause.kind == "fork" or "seccomp" in snapshot.pause.why
+        assert status(target.pid, "Seccomp") == "2"
+        target.communicate(b"")
+    assert target.returncode == 0
+
+
+def test_what_a_fork_does_not_copy(tmp_path: Path) -> None:
+    code = """
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None, use_errno=True)
+areas = {}
+kinds = ("plain", 2, 0), ("dontfork", 2, 10), ("wipe", 2, 18), ("shared", 1, 0)
+for name, flags, advice in kinds:
+    area = mmap.mmap(-1, 1 << 20, flags=flags | mmap.MAP_ANONYMOUS)
+    area[:] = (name.encode() * 2**20)[: 1 << 20]
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    if advice:
+        assert libc.madvise(ctypes.c_void_p(at), 1 << 20, advice) == 0
+    areas[name] = (at, area)
+print("ready", flush=True)
+print(" ".join(f"{name} {at}" for name, (at, _) in areas.items()), flush=True)
+sys.stdin.read()
+"""
+    with start_as(None, sys.executable, "-c", code) as target:
+        assert target.stdout
+        words = target.stdout.readline().decode().split()
+        places = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        output = tmp_path / "out"
+        command = [sys.executable, "-m", "fastdump", "dump", str(target.pid), "-o", str(output)]
+        command += ["-f", "raw", "--pause", "fork!", "--include", "shared memory"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        target.communicate(b"")
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["pause"] == "fork"
+
+    def reasons(at: int) -> list[str]:
+        return [
+            found["reason"]
+            for found in manifest["unfrozen"]
+            if int(found["start"], 16) <= at < int(found["end"], 16)
+        ]
+
+    assert reasons(places["plain"]) == []
+    assert reasons(places["dontfork"]) == ["not copied by fork (MADV_DONTFORK)"]
+    assert reasons(places["wipe"]) == ["cleared by fork (MADV_WIPEONFORK)"]
+    assert reasons(places["shared"]) == ["shared"]
+    files = {
+        int(file["start"], 16): file
+        for region in manifest["regions"]
+        for file in region.get("files", ())
+    }
+    for name, at in places.items():
+        start = max(start for start in files if start <= at)
+        with (output / files[start]["name"]).open("rb") as file:
+            file.seek(at - start)
+            assert file.read(1 << 20) == (name.encode() * 2**20)[: 1 << 20], name
+
+
+# What a fork costs
+
+
+def test_the_memory_that_a_copy_takes_is_what_the_target_writes() -> None:
+    with targets.start("restless", "writes") as target, LiveProcess(target.pid) as process:
+        assert fork_cost(process).memory > 1 << 20
+    with targets.start("fill", "random", 64 << 20) as target, LiveProcess(target.pid) as process:
+        cost = fork_cost(process)
+        assert cost.memory < 1 << 20
+        assert cost.fits
+        assert 0.0005 < cost.seconds < 0.002
+
+
+def test_no_fork_without_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdump.fork_cost.headroom", lambda pid: 1 << 20)
+    with targets.start("threads", 3) as target, LiveProcess(target.pid) as process:
+        with Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "freeze"
+            assert "1.0 MiB are free" in snapshot.pause.why
+        with pytest.raises(UsageError, match="free"):
+            Snapshot(process, "fork!")
+        with Snapshot(process, "fork!", check_memory=False) as snapshot:
+            assert snapshot.pause.kind == "fork"
+
+
+def test_no_fork_that_takes_too_long() -> None:
+    with targets.start("fill", "random", 64 << 20) as target, LiveProcess(target.pid) as process:
+        with Snapshot(process, "fork", max_pause=1e-5) as snapshot:
+            assert snapshot.pause.kind == "freeze"
+            assert "a fork may take" in snapshot.pause.why
+        with Snapshot(process, "fork", max_pause=10) as snapshot:
+            assert snapshot.pause.kind == "fork"
+
+
+# The command dies
+
+
+SNAPSHOT = """
+import sys
+from fastdump.process import LiveProcess
+from fastdump.snapshot import Snapshot
+with LiveProcess(int(sys.argv[1])) as process:
+    print("ready", flush=True)
+    while True:
+        with Snapshot(process, sys.argv[2]):
+            pass
+"""
+
+
+@rounds
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_is_killed_at_any_moment(kind: str, rounds: int) -> None:
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(f"{SEED} {kind}")
+    with targets.start("restless", "nanosleep", "epoll", "spin", "signals") as target:
+        for _ in range(rounds):
+            command = (sys.executable, "-c", SNAPSHOT, str(target.pid), kind)
+            process = start_as(None, *command)
+            # Random work instead of a clock: it is in its loop of snapshots all the time.
+            for _ in range(rng.randrange(200)):
+                states(target.pid)
+            process.kill()
+            process.communicate()
+            while guardians():
+                pass
+            assert children(target.pid) == []
+            assert "t" not in states(target.pid)
+        untouched(target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_guardian_is_killed(kind: str) -> None:
+    """Outside of the milliseconds of the fork itself the target runs on, and the copy dies."""
+    with targets.start("restless", "nanosleep", "epoll", "spin") as target:
+        with LiveProcess(target.pid) as process:
+            snapshot = Snapshot(process, kind)
+            copy = snapshot.process.tid
+            os.kill(guardians()[0], signal.SIGKILL)
+            while guardians() or "t" in states(target.pid):
+                pass
+            snapshot.release()
+        if kind == "freeze":
+            assert "killed" in snapshot.pause.why
+        else:
+            assert settled(copy) in ("", "Z")  # a zombie is the price
+        untouched(target)
+
+
+def test_nobody_else_sees_the_guardian() -> None:
+    """No child of the calling program, no SIGCHLD, none of its descriptors."""
+    heard = []
+    before = signal.signal(signal.SIGCHLD, lambda *_: heard.append(1))
+    one, other = socket.socketpair()
+    try:
+        with targets.start("threads", 3) as target, LiveProcess(target.pid) as process:
+            with Snapshot(process, "fork!"):
+                (guardian,) = guardians()
+                assert os.getsid(guardian) == guardian
+                assert len(os.listdir(f"/proc/{guardian}/fd")) == 4
+                if int(status(guardian, "CapEff"), 16) >> CAP_SYS_RESOURCE & 1:
+                    assert Path(f"/proc/{guardian}/oom_score_adj").read_text() == "-1000\n"
+                other.close()
+                assert one.recv(1) == b""
+            assert heard == []
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        one.close()
