@@ -554,6 +554,16 @@ uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t
 void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
                             struct fastdump_chunk_tally *tally_ret);
 
+struct fastdump_size_class {
+    uint64_t chunks;
+    uint64_t bytes;
+};
+
+/* Add the live chunks of a segment to 65 classes: number n has those of 2^(n-1) + 1 to 2^n bytes.
+ */
+void fastdump_segment_sizes(const struct fastdump_segment *segment,
+                            struct fastdump_size_class *classes_ret);
+
 /*
  * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
  * lie in length bytes at address and which end by limit; how many. *next_ret becomes where the next
@@ -641,7 +651,7 @@ struct fastdump_words {
     struct fastdump_heap heap; /* every segment with owners, all zero at first */
     struct fastdump_range heap_window;
     struct fastdump_pointed *hits; /* all zero at first */
-    uint64_t capacity;         /* a power of 2 */
+    uint64_t capacity;             /* a power of 2 */
     uint64_t used;
     uint64_t lost;                /* words for whose target there was no room */
     uint64_t stale;               /* words in free chunks: not counted */

@@ -131,6 +131,20 @@ static uint64_t mapping_of(const unsigned char *page, uint64_t page_size) {
     return size;
 }
 
+void fastdump_segment_sizes(const struct fastdump_segment *segment,
+                            struct fastdump_size_class *classes_ret) {
+    uint64_t chunk = fastdump_chunk_from(segment, 0);
+    while (chunk < segment->next) {
+        uint64_t end = fastdump_chunk_end(segment, chunk);
+        if (!fastdump_chunk_is_free(segment, chunk)) {
+            struct fastdump_size_class *found = &classes_ret[64 - __builtin_clzll(end - chunk - 1)];
+            found->chunks++;
+            found->bytes += end - chunk;
+        }
+        chunk = end;
+    }
+}
+
 int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
                                uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
                                struct fastdump_range *chunks_ret) {

@@ -64,6 +64,7 @@ ORDER = [
     "string_search",
     "top",
     "why",
+    "growth",
     "matches",
     "memory_search",
     "yara",

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 import targets
-from fastdump._heap import BrokenChunk, Segment
+from fastdump._heap import BrokenChunk, Segment, size_classes
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.sources import attach, open_source
@@ -75,6 +75,11 @@ def test_segments_are_those_of_a_plain_loop() -> None:
             inside = [c for c in chunks if c[2] == free and c[0] < last and c[1] > first]
             assert count == sum(c[0] >= first for c in inside)
             assert length == sum(min(c[1], last) - max(c[0], first) for c in inside)
+        lengths = [c[1] - c[0] for c in chunks if not c[2]]
+        for each in size_classes([segment]):
+            inside = [n for n in lengths if each.size // 2 < n <= each.size]
+            assert (each.chunks, each.bytes) == (len(inside), sum(inside))
+        assert sum(each.chunks for each in size_classes([segment])) == len(lengths)
         released = rng.choice(chunks)
         segment.release(released[0])
         assert segment.chunk_at(released[0]) == (*released[:2], True)

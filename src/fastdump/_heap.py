@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from fastdump._native import PAGE_SIZE, ffi, lib
@@ -105,6 +105,27 @@ class Segment:
         result = ffi.new("struct fastdump_chunk_tally *")
         lib.fastdump_segment_tally(self.c, start, end, result)
         return Tallied(result.live, result.live_bytes, result.free, result.free_bytes)
+
+
+class SizeClass(NamedTuple):
+    """Live chunks of more than half of ``size`` bytes, header included, and at most ``size``."""
+
+    size: int
+    chunks: int
+    bytes: int
+
+
+def size_classes(segments: Iterable[Segment]) -> list[SizeClass]:
+    """The live chunks by their size, the smallest first."""
+    found = ffi.new("struct fastdump_size_class[]", 65)
+    for segment in segments:
+        if segment.single:
+            each = found[(segment.next - segment.start - 1).bit_length()]
+            each.chunks += 1
+            each.bytes += segment.next - segment.start
+        else:
+            lib.fastdump_segment_sizes(segment.c, found)
+    return [SizeClass(1 << n, c.chunks, c.bytes) for n, c in enumerate(found) if c.chunks]
 
 
 class MappedChunks:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fastdump._heap import SizeClass, size_classes
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._strings import Query
 from fastdump._words import (
@@ -29,14 +30,14 @@ from fastdump.addresses import short_name
 from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
 from fastdump.labels import Kind
-from fastdump.ledger import FREE, STACKS, UNKNOWN, Bucket, Ledger
+from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
 from fastdump.live_source import LiveSource
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.pointers import Pointers
 from fastdump.region import Range
 from fastdump.selection import Preset, Rule, select
 from fastdump.source import Chunk, Source
-from fastdump.text import size
+from fastdump.text import printable, size
 from fastdump.top import top
 from fastdump.vtables import Vtables
 
@@ -94,6 +95,7 @@ class Why(Gaps):
     Attributes:
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
+        sizes: The live chunks of malloc by size.
         problems: What is not known, or not sure: sentences.
     """
 
@@ -104,6 +106,7 @@ class Why(Gaps):
     modules: list[ModuleShare]
     types: list[TypeShare]
     templates: list[Template]
+    sizes: list[SizeClass]
     pages: dict[str, int]
     problems: list[str]
     gaps: list[Gap]
@@ -124,10 +127,29 @@ class Why(Gaps):
         """Bytes of live chunks by how their owner is known; what has none is left out."""
         return {tier: sum(m.tiers[tier] for m in self.modules) for tier in TIERS}
 
+    def folded(self) -> Iterator[str]:
+        """Lines for flame graphs: ``bucket;module;type`` and bytes; a type's are its chunks'."""
+        types: dict[str, int] = {}
+        for each in self.types:
+            if each.language != "Python" and each.bytes:
+                types[each.module] = types.get(each.module, 0) + each.bytes
+                yield _folded(LIVE, each.module, f"{each.language} {each.name}", each.bytes)
+        owned = 0
+        for module in self.modules:
+            owned += module.bytes
+            rest = module.bytes - types.get(module.path, 0)
+            yield _folded(LIVE, module.path, "other", max(rest, 0))
+        for bucket in self.ledger:
+            if bucket.name == LIVE:
+                yield _folded(LIVE, "no owner found", "", max(self.live_bytes - owned, 0))
+            else:
+                yield _folded(bucket.name, "", "", bucket.bytes)
+
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         heap = self.heap
         return {
+            "version": 1,
             "source": self.name,
             "rss": self.rss,
             "total": self.total,
@@ -151,6 +173,7 @@ class Why(Gaps):
             "modules": [asdict(module) for module in self.modules],
             "types": [asdict(found) for found in self.types],
             "templates": [asdict(template) for template in self.templates],
+            "sizes": [found._asdict() for found in self.sizes],
             "pages": self.pages,
             "suspects": [asdict(suspect) for suspect in self.suspects],
             "problems": self.problems,
@@ -234,12 +257,14 @@ class _Inquiry:
             modules=self._module_shares(words),
             types=self._type_shares(words, python, counter, count),
             templates=self._templates(count) if strings else [],
+            sizes=size_classes(self._heap.segments),
             pages=words.pages,
             problems=self._problems,
             gaps=merged(self._gaps),
         )
         if self._glibc:
             self._problems += self._glibc.problems
+        self._problems += _foreign_allocators(self._modules.paths)
         if words.lost:
             self._problems.append(f"{words.lost} pointers into modules had no room in the table")
         result.suspects = _suspects(result)
@@ -396,6 +421,32 @@ class _Inquiry:
             Template(row.text.decode("utf-8", "backslashreplace"), row.count, row.length)
             for row in found.rows
         ]
+
+
+def _folded(bucket: str, module: str, name: str, length: int) -> str:
+    parts = (part.replace(";", ":") for part in (bucket, short_name(module), name) if part)
+    return f"{printable(';'.join(parts))} {length}"
+
+
+# By a part of the name of a file that is mapped.
+_ALLOCATORS = {
+    "libjemalloc": "jemalloc",
+    "libtcmalloc": "tcmalloc",
+    "libmimalloc": "mimalloc",
+    "ld-musl": "musl's malloc",
+    "libjvm.so": "a JVM",
+    "libcoreclr.so": ".NET",
+}
+
+
+def _foreign_allocators(paths: Sequence[str]) -> list[str]:
+    """What is not known of allocators that are not walked."""
+    names = [short_name(path) for path in paths]
+    return [
+        f"{allocator} is in use: what it has freed is unknown, and counts as live"
+        for part, allocator in _ALLOCATORS.items()
+        if any(part in name for name in names)
+    ]
 
 
 def _rss(source: Source) -> int:

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import click
 
 from fastdump.addresses import short_name
+from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import OrderedCommand, rules_of
 from fastdump.cli.table import print_table
+from fastdump.errors import UsageError, output_failed
+from fastdump.growth import LONG, growth
 from fastdump.sources import open_source
 from fastdump.text import printable, size
 from fastdump.why import Why, why
 
 _MOST_TEXT = 100
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", re.ASCII)
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    found = _TIME.fullmatch(value)
+    if not found:
+        raise UsageError(f"{value!r} is no time", "10, 60s, 5m and 1h are")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @click.command(name="why", cls=OrderedCommand)
@@ -29,6 +46,28 @@ _MOST_TEXT = 100
 )
 @click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@click.option(
+    "--folded", is_flag=True, help="Print lines for flame graphs: bucket;module;type and bytes."
+)
+@click.option(
+    "--save",
+    metavar="FILE",
+    help="Write the page to FILE too, as JSON with long tables: for fastdump diff.",
+)
+@click.option(
+    "--every",
+    metavar="TIME",
+    callback=_seconds,
+    help="Look again after each TIME (10, 60s, 5m, 1h), --count times in all, and tell what grew.",
+)
+@click.option(
+    "--count",
+    "samples",
+    type=click.IntRange(2, 10_000),
+    default=10,
+    show_default=True,
+    help="Samples of --every.",
+)
 @click.option("--exclude", multiple=True, metavar="RULE", help="Leave out what RULE matches.")
 @click.option(
     "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
@@ -40,6 +79,10 @@ def command(
     count: int,
     no_strings: bool,
     as_json: bool,
+    folded: bool,
+    save: str | None,
+    every: float | None,
+    samples: int,
     include: Sequence[str],
     exclude: Sequence[str],
 ) -> int:
@@ -55,15 +98,58 @@ def command(
     text      strings that are alike but for numbers
     suspects  what stands out, and the command that shows more
     """
-    with open_source(source) as opened:
-        found = why(
-            opened, rules=rules_of(ctx, include, exclude), count=count, strings=not no_strings
-        )
-    if as_json:
+    rules = rules_of(ctx, include, exclude)
+    long = bool(save or folded or every is not None)
+
+    def look() -> Why:
+        with open_source(source) as opened:
+            return why(opened, rules=rules, count=LONG if long else count, strings=not no_strings)
+
+    if every is not None:
+        return _watch(look, every, samples, count, as_json)
+    found = look()
+    if save:
+        _save(found, save)
+    if folded:
+        for line in found.folded():
+            click.echo(line)
+    elif as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print(found, count)
     return found.exit_code
+
+
+def _save(found: Why, path: str) -> None:
+    try:
+        with open(path, "w", opener=_private) as file:
+            json.dump(found.to_json(), file)
+    except OSError as error:
+        raise output_failed(path, error) from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _watch(look: Callable[[], Why], every: float, samples: int, count: int, as_json: bool) -> int:
+    """Look several times; tell what grew so far after each but the first."""
+    pages: list[Why] = []
+    times: list[float] = []
+    while True:
+        times.append(time.monotonic())
+        pages.append(look())
+        last = len(pages) == samples
+        if len(pages) > 1 and (last or not as_json):
+            grown = growth([page.to_json() for page in pages], times)
+            if as_json:
+                click.echo(json.dumps([asdict(each) for each in grown], indent=2))
+            else:
+                print_growth(grown, count, times[-1] - times[0])
+                click.echo()
+        if last:
+            return pages[-1].exit_code
+        time.sleep(max(times[-1] + every - time.monotonic(), 0))
 
 
 def _print(found: Why, count: int) -> None:

@@ -1,0 +1,73 @@
+"""``fastdump diff``: what grew between two sources or saved pages."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from fastdump.cli.growth_output import print_growth
+from fastdump.errors import CorruptDump
+from fastdump.growth import LONG, growth
+from fastdump.sources import is_pid, open_source
+
+_MOST_PAGE = 64 << 20
+
+
+@click.command(name="diff")
+@click.argument("old", metavar="A")
+@click.argument("new", metavar="B")
+@click.option(
+    "--top",
+    "count",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="Lines of the table.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def command(old: str, new: str, count: int, as_json: bool) -> int:
+    """Tell what grew from A to B: modules, types, sizes, repeated text, ranked.
+
+    Each is a page that `fastdump why PID --save FILE` wrote, or a pid or a dump.
+    """
+    grown = growth([_page(old), _page(new)], [0, 1])
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in grown], indent=2))
+    else:
+        print_growth(grown, count)
+    return 0
+
+
+def _page(name: str) -> Mapping[str, Any]:
+    """A saved page, or that of a source.
+
+    Raises:
+        CorruptDump: It is JSON, but no page.
+    """
+    if not is_pid(name) and os.path.isfile(name) and 0 < os.path.getsize(name) <= _MOST_PAGE:
+        with open(name, "rb") as file:
+            if file.read(1) == b"{":
+                file.seek(0)
+                return _checked(name, file.read())
+    from fastdump.why import why
+
+    with open_source(name) as source:
+        return why(source, count=LONG).to_json()
+
+
+def _checked(name: str, text: bytes) -> Mapping[str, Any]:
+    try:
+        page: Mapping[str, Any] = json.loads(text)
+        growth([page, page], [0, 1])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptDump(
+            f"{name} is no page that `fastdump why --save` wrote", "name one, a pid, or a dump"
+        ) from None
+    if page.get("version") != 1:
+        raise CorruptDump(f"{name} was written by another version of fastdump")
+    return page

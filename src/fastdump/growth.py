@@ -1,0 +1,119 @@
+"""Growth: what two or more pages of :mod:`fastdump.why` differ in, ranked."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# What is no more than this part of the growth that stands out most is none worth a line.
+_LEAST = 0.001
+# How near to a line in time growth is, for it to be called steady: 1 is a straight one.
+_STRAIGHT = 0.98
+_LEAST_SAMPLES = 3
+# Lines of each table of a page that is compared: what is not in it counts as nothing.
+LONG = 500
+
+
+@dataclass
+class Grown:
+    """One thing that became more, or less. Bytes; ``counts``: chunks, objects or strings.
+
+    ``steady``: it grew with time, by nearly the same in each second.
+    """
+
+    kind: str
+    name: str
+    bytes: list[int]
+    counts: list[int]
+    steady: bool
+    command: str
+
+    @property
+    def more_bytes(self) -> int:
+        return self.bytes[-1] - self.bytes[0]
+
+    @property
+    def more(self) -> int:
+        return self.counts[-1] - self.counts[0]
+
+
+def growth(pages: Sequence[Mapping[str, Any]], times: Sequence[float]) -> list[Grown]:
+    """What differs between the first and the last of *pages*, what grew most first.
+
+    Args:
+        pages: As of ``fastdump why --json``, of one program.
+        times: When each was made, in seconds.
+    """
+    tables = [dict(_rows(page)) for page in pages]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    found = []
+    for kind, name in keys:
+        rows = [table.get((kind, name), (0, 0, "")) for table in tables]
+        lengths, counts = [row[0] for row in rows], [row[1] for row in rows]
+        if lengths[0] == lengths[-1] and counts[0] == counts[-1]:
+            continue
+        steady = _is_steady(times, lengths if any(lengths) else counts)
+        found.append(Grown(kind, name, lengths, counts, steady, rows[-1][2]))
+    return sorted(found, key=lambda g: (-g.more_bytes, -g.more, g.kind, g.name))
+
+
+def _rows(page: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[int, int, str]]]:
+    """Kind and name → bytes, how many, and the command that shows more."""
+    source = page["source"]
+    for each in page["ledger"]:
+        yield ("ledger", each["name"]), (each["bytes"], 0, f"fastdump maps {source}")
+    for each in page["modules"]:
+        command = f"fastdump hexdump {source} {each['example']:x} --follow-pointers"
+        yield ("module", each["path"]), (each["bytes"], each["chunks"], command)
+    for each in page["types"]:
+        command = f"fastdump hexdump {source} {each['example']:x} --follow-pointers"
+        name = f"{each['language']} {each['name']}"
+        yield ("type", name), (each["bytes"], each["objects"], command)
+    for each in page["sizes"]:
+        name = f"{each['size'] // 2 + 1} to {each['size']} bytes"
+        yield ("size class", name), (each["bytes"], each["chunks"], f"fastdump why {source}")
+    for each in page["templates"]:
+        command = f"fastdump strings {source} --top 20"
+        yield ("text", each["text"]), (each["bytes"], each["strings"], command)
+
+
+def _is_steady(times: Sequence[float], values: Sequence[int]) -> bool:
+    """Whether values grow on a line in time: by the coefficient of determination."""
+    count = len(times)
+    if count < _LEAST_SAMPLES or any(b < a for a, b in itertools.pairwise(values)):
+        return False
+    mean_t, mean_v = sum(times) / count, sum(values) / count
+    along = sum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True))
+    spread = sum((t - mean_t) ** 2 for t in times) * sum((v - mean_v) ** 2 for v in values)
+    return along > 0 and along * along >= _STRAIGHT * spread
+
+
+def suspects(grown: Sequence[Grown], most: int = 5) -> list[Grown]:
+    """What to look at first.
+
+    A type of the program's own says more than the memory that it causes, and than the ``str`` and
+    ``dict`` that it is made of; after types come text, modules and sizes, by bytes.
+    """
+    more = [g for g in grown if g.more_bytes > 0 or (g.kind == "type" and g.more > 0)]
+    objects = max((g.more for g in more if g.kind == "type"), default=0)
+    largest = max((g.more_bytes for g in more), default=0)
+
+    def rank(each: Grown) -> tuple[int, int]:
+        order = {"type": 1, "text": 2, "module": 3, "size class": 4, "ledger": 5}[each.kind]
+        if each.kind == "type" and _is_own(each.name) and each.more * 10 >= objects:
+            order = 0
+        return order, -each.more_bytes
+
+    worth = [g for g in more if g.more_bytes > largest * _LEAST or g.more * 10 >= objects > 0]
+    return sorted(worth, key=rank)[:most]
+
+
+def _is_own(name: str) -> bool:
+    """Whether a type is of the program, not of its language."""
+    language, _, name = name.partition(" ")
+    if language == "Python":
+        return not hasattr(builtins, name) and name not in ("function", "cell", "code", "module")
+    return not name.startswith(("std::", "__"))
