@@ -128,6 +128,8 @@ class _Walk:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._problems: list[str] = []
+        self._starts = [region.start for region in source.regions]
+        self._heaps: set[int] = set()  # of all arenas so far
 
     def heap(self) -> GlibcHeap | None:
         found = self._find_main()
@@ -186,8 +188,10 @@ class _Walk:
     def _ring(self, main: int) -> list[Arena]:
         """The arenas that ``next`` leads to from main_arena, if it is that."""
         arenas: list[Arena] = []
+        seen: set[int] = set()
         at = main
-        while at not in (main, 0) or not arenas:
+        while at and at not in seen:
+            seen.add(at)
             try:
                 fields = _STATE.unpack(self._source.read(at, _STATE.size))
             except FaultError:
@@ -231,8 +235,10 @@ class _Walk:
             header = next(n for n in _HEAP_INFO_SIZES if (arena.address - n) % size == 0)
             while base:
                 ar_ptr, previous, length, _ = self._heap_info(base)
-                if ar_ptr != arena.address or length > size or len(arena.heaps) > _MOST_ARENAS:
+                known = base in self._heaps or not self._is_mapped(base + length - 1)
+                if ar_ptr != arena.address or known or not header < length <= size:
                     raise FaultError(base, 0, "no heap_info")
+                self._heaps.add(base)
                 arena.heaps.append(Range(base, base + length))
                 first = base + header
                 if first == arena.address:
@@ -243,6 +249,11 @@ class _Walk:
             self._problems.append(f"the heaps of the arena at {arena.address:#x} were not found")
         arena.heaps.reverse()
         arena.segments.reverse()
+
+    def _is_mapped(self, address: int) -> bool:
+        regions = self._source.regions
+        number = bisect.bisect_right(self._starts, address) - 1
+        return number >= 0 and address < regions[number].end
 
     def _heap_info(self, address: int) -> tuple[int, int, int, int]:
         fields: tuple[int, int, int, int] = _HEAP_INFO.unpack(
