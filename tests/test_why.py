@@ -152,6 +152,19 @@ def test_cpp_objects_are_counted_exactly() -> None:
     assert found.problems == []
 
 
+def test_rust_trait_objects_are_counted_exactly(tmp_path: Path) -> None:
+    rustc = shutil.which("rustc")
+    if not rustc:
+        pytest.skip("rustc is not installed")  # it is large, so CI need not have it
+    command = [rustc, "-O", "-o", tmp_path / "shapes", targets.HERE / "shapes.rs"]
+    subprocess.run(command, check=True)
+    with child(tmp_path / "shapes", ready=b"ready") as process:
+        found = told(process.pid, strings=False)
+    objects = {each.name: each.objects for each in found.types if each.language == "Rust"}
+    assert objects["shapes::Circle"] == 30_000
+    assert objects["shapes::Square"] == 20_000
+
+
 PYTHON = """
 import gc, json, sys, weakref
 class Slotted:
