@@ -23,7 +23,7 @@ from fastdump._native import PAGE_SIZE, Gap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
 from fastdump.region import Range
-from fastdump.source import Chunk, Source, Zeros
+from fastdump.source import CHUNK_SIZE, Chunk, Source, Zeros
 
 # struct malloc_state: mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder,
 # bins[254], binmap[4], next, next_free, attached_threads, system_mem, max_system_mem.
@@ -274,14 +274,25 @@ class _Walk:
             arena.own += heap.end - heap.start - (segment.next - segment.start)
 
     def _walk_segment(self, segment: Segment, end: int) -> None:
-        for part in self._source.walk([Range(segment.start, end)]):
-            stop = part.end
-            if segment.next + HEADER > stop:
+        for part in self._needed(segment.start, end, segment):
+            if segment.next + HEADER > part.end:
                 continue
-            if isinstance(part, Chunk) and segment.feed(part.address, part.data):
-                return
-            if isinstance(part, (Zeros, Gap)):
+            if not isinstance(part, Chunk):
                 raise BrokenChunk(segment.next)
+            if segment.feed(part.address, part.data):
+                return
+
+    def _needed(
+        self, start: int, end: int, chunks: Segment | MappedChunks
+    ) -> Iterator[Chunk | Zeros | Gap]:
+        """The parts of a range, without what lies far within a large chunk."""
+        while start < end:
+            for part in self._source.walk([Range(start, end)]):
+                yield part
+                start = part.end
+                if chunks.next > start + CHUNK_SIZE:
+                    start = chunks.next // PAGE_SIZE * PAGE_SIZE
+                    break
 
     def _mapped(self, heaps: Sequence[Range]) -> Iterator[Range]:
         """The chunks that are mappings of their own."""
@@ -293,7 +304,7 @@ class _Walk:
             if label.kind not in (Kind.ANONYMOUS, Kind.THREAD_STACK):
                 continue
             chunks = MappedChunks(region.end)
-            for part in self._source.walk([Range(region.start, region.end)]):
+            for part in self._needed(region.start, region.end, chunks):
                 if isinstance(part, Chunk):
                     yield from chunks.feed(part.address, part.data)
 
