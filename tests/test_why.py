@@ -22,8 +22,10 @@ import targets
 from fastdump._heap import Segment
 from fastdump._words import PARENT, Heap, ModuleRange, Words, windows_of
 from fastdump.cli import cli
+from fastdump.dumped import Dumped
+from fastdump.malloc_glibc import walk_glibc
 from fastdump.region import Range
-from fastdump.sources import attach
+from fastdump.sources import attach, open_source
 from fastdump.why import Why, why
 from test_malloc_glibc import random_segment, walked
 from test_real import child, program, stop
@@ -148,6 +150,19 @@ def test_cpp_objects_are_counted_exactly() -> None:
     assert shared.objects == counts["shop::Session"]
     assert types["shop::Circle"].bytes == counts["shop::Circle"] * 80
     assert found.problems == []
+
+
+def test_rust_trait_objects_are_counted_exactly(tmp_path: Path) -> None:
+    rustc = shutil.which("rustc")
+    if not rustc:
+        pytest.skip("rustc is not installed")  # it is large, so CI need not have it
+    command = [rustc, "-O", "-o", tmp_path / "shapes", targets.HERE / "shapes.rs"]
+    subprocess.run(command, check=True)
+    with child(tmp_path / "shapes", ready=b"ready") as process:
+        found = told(process.pid, strings=False)
+    objects = {each.name: each.objects for each in found.types if each.language == "Rust"}
+    assert objects["shapes::Circle"] == 30_000
+    assert objects["shapes::Square"] == 20_000
 
 
 PYTHON = """
@@ -308,3 +323,35 @@ def test_the_page_has_its_parts_in_order() -> None:
     places = [found.output.index(head) for head in heads]
     assert places == sorted(places)
     assert f"\n  fastdump hexdump {target.pid} " in found.output
+
+
+def test_a_damaged_dump_is_no_surprise(in_tmp: Path) -> None:
+    """Whatever its words are: figures may be wrong, and say so, but nothing breaks."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    with targets.start("arenas", 4) as target:
+        command = ["dump", str(target.pid), "-q", "-f", "core", "--all", "-o", "app.core"]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+    whole = Path("app.core").read_bytes()
+    with open_source("app.core") as source:
+        assert isinstance(source, Dumped)
+        libc = [r for r in source.regions if "libc.so" in r.path and r.writable]
+        starts = [s for s in source.slices if s.address in {r.start for r in libc}]
+        heap = walk_glibc(source)
+        assert heap
+        starts += [s for s in source.slices for x in heap.segments[:40]
+                   if s.address <= x.start < s.address + s.length]  # fmt: skip
+    doubted = 0
+    for _ in range(12):
+        data = bytearray(whole)
+        for _ in range(300):
+            found = rng.choice(starts)
+            at = found.file_offset + rng.randrange(0, min(found.length, 8192), 8)
+            word = rng.choice((0, rng.getrandbits(64), found.address + rng.randrange(4096),
+                               rng.choice(heap.arenas).address, (1 << 64) - 1))  # fmt: skip
+            data[at : at + 8] = word.to_bytes(8, "little")
+        Path("app.core").write_bytes(data)
+        with open_source("app.core") as source:
+            page = why(source, strings=False)
+        doubted += not page.heap or bool(page.problems)
+    assert doubted > 6

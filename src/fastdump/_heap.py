@@ -136,8 +136,13 @@ class MappedChunks:
         self._next = ffi.new("uint64_t *")
         self._found = ffi.new("struct fastdump_range[]", _BATCH)
 
+    @property
+    def next(self) -> int:
+        """Where the next one may lie."""
+        return int(self._next[0])
+
     def feed(self, address: int, data: Any) -> Iterator[Range]:
-        """Those whose headers lie in *data*; all of it must be fed, in order."""
+        """Those whose headers lie in *data*; all from :attr:`next` on must be fed, in order."""
         view = ffi.from_buffer(data)
         count = _BATCH
         while count == _BATCH:

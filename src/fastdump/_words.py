@@ -77,6 +77,10 @@ class Heap:
             at += length
         self.c = {"segments": self._array, "count": len(segments)}
 
+    def is_owned(self, segment: Segment) -> bool:
+        """Whether a segment may have chunks with an owner: of a single one it is known."""
+        return not segment.single or bool(segment.c.owners[0])
+
 
 def windows_of(ranges: Iterable[Range]) -> list[Range]:
     """At most three ranges that hold all of *ranges*: cut where the gaps are widest."""

@@ -23,7 +23,7 @@ from fastdump._native import PAGE_SIZE, Gap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
 from fastdump.region import Range
-from fastdump.source import Chunk, Source, Zeros
+from fastdump.source import CHUNK_SIZE, Chunk, Source, Zeros
 
 # struct malloc_state: mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder,
 # bins[254], binmap[4], next, next_free, attached_threads, system_mem, max_system_mem.
@@ -128,6 +128,8 @@ class _Walk:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._problems: list[str] = []
+        self._starts = [region.start for region in source.regions]
+        self._heaps: set[int] = set()  # of all arenas so far
 
     def heap(self) -> GlibcHeap | None:
         found = self._find_main()
@@ -186,8 +188,10 @@ class _Walk:
     def _ring(self, main: int) -> list[Arena]:
         """The arenas that ``next`` leads to from main_arena, if it is that."""
         arenas: list[Arena] = []
+        seen: set[int] = set()
         at = main
-        while at not in (main, 0) or not arenas:
+        while at and at not in seen:
+            seen.add(at)
             try:
                 fields = _STATE.unpack(self._source.read(at, _STATE.size))
             except FaultError:
@@ -231,8 +235,10 @@ class _Walk:
             header = next(n for n in _HEAP_INFO_SIZES if (arena.address - n) % size == 0)
             while base:
                 ar_ptr, previous, length, _ = self._heap_info(base)
-                if ar_ptr != arena.address or length > size or len(arena.heaps) > _MOST_ARENAS:
+                known = base in self._heaps or not self._is_mapped(base + length - 1)
+                if ar_ptr != arena.address or known or not header < length <= size:
                     raise FaultError(base, 0, "no heap_info")
+                self._heaps.add(base)
                 arena.heaps.append(Range(base, base + length))
                 first = base + header
                 if first == arena.address:
@@ -243,6 +249,11 @@ class _Walk:
             self._problems.append(f"the heaps of the arena at {arena.address:#x} were not found")
         arena.heaps.reverse()
         arena.segments.reverse()
+
+    def _is_mapped(self, address: int) -> bool:
+        regions = self._source.regions
+        number = bisect.bisect_right(self._starts, address) - 1
+        return number >= 0 and address < regions[number].end
 
     def _heap_info(self, address: int) -> tuple[int, int, int, int]:
         fields: tuple[int, int, int, int] = _HEAP_INFO.unpack(
@@ -263,14 +274,25 @@ class _Walk:
             arena.own += heap.end - heap.start - (segment.next - segment.start)
 
     def _walk_segment(self, segment: Segment, end: int) -> None:
-        for part in self._source.walk([Range(segment.start, end)]):
-            stop = part.end
-            if segment.next + HEADER > stop:
+        for part in self._needed(segment.start, end, segment):
+            if segment.next + HEADER > part.end:
                 continue
-            if isinstance(part, Chunk) and segment.feed(part.address, part.data):
-                return
-            if isinstance(part, (Zeros, Gap)):
+            if not isinstance(part, Chunk):
                 raise BrokenChunk(segment.next)
+            if segment.feed(part.address, part.data):
+                return
+
+    def _needed(
+        self, start: int, end: int, chunks: Segment | MappedChunks
+    ) -> Iterator[Chunk | Zeros | Gap]:
+        """The parts of a range, without what lies far within a large chunk."""
+        while start < end:
+            for part in self._source.walk([Range(start, end)]):
+                yield part
+                start = part.end
+                if chunks.next > start + CHUNK_SIZE:
+                    start = chunks.next // PAGE_SIZE * PAGE_SIZE
+                    break
 
     def _mapped(self, heaps: Sequence[Range]) -> Iterator[Range]:
         """The chunks that are mappings of their own."""
@@ -282,7 +304,7 @@ class _Walk:
             if label.kind not in (Kind.ANONYMOUS, Kind.THREAD_STACK):
                 continue
             chunks = MappedChunks(region.end)
-            for part in self._source.walk([Range(region.start, region.end)]):
+            for part in self._needed(region.start, region.end, chunks):
                 if isinstance(part, Chunk):
                     yield from chunks.feed(part.address, part.data)
 

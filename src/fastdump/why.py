@@ -286,11 +286,30 @@ class _Inquiry:
                 yield number, Range(segment.start, segment.next)
 
     def _in_chunks(self) -> Iterator[tuple[int, Range]]:
-        """What of it an allocator has cut into chunks; else no word has an owner to give."""
+        """What of it lies in chunks that may have an owner; no other word has one to give."""
         for number, (start, end) in self._scanned():
             for segment in self._ledger.segments_in(start, end):
-                first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
-                yield number, Range(first, min(end, segment.next))
+                if self._heap.is_owned(segment):
+                    first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
+                    yield number, Range(first, min(end, segment.next))
+
+    def _with_objects(self) -> Iterator[tuple[int, Range]]:
+        """What of it may have objects of Python, or an owner to give.
+
+        A chunk that is mapped by itself is one object at the most, and what that one holds.
+        """
+        for number, (start, end) in self._scanned():
+            for segment in self._ledger.segments_in(start, end):
+                if not self._heap.is_owned(segment):
+                    if start < segment.start + PAGE_SIZE:
+                        yield number, Range(start, min(segment.start + PAGE_SIZE, end))
+                    start = min(segment.next, end)
+            if start < end:
+                yield number, Range(start, end)
+
+    def _with_types(self) -> Iterator[tuple[int, Range]]:
+        """What of it may have types of Python: its own allocator has none so large."""
+        return self._in_chunks() if self._glibc else self._scanned()
 
     def _chunks(self, where: Range) -> Iterator[Chunk]:
         return (part for part in self._source.walk([where]) if isinstance(part, Chunk))
@@ -328,7 +347,7 @@ class _Inquiry:
         """The counter of all types: those whose type is a metaclass, until there is no new one."""
         while python.add_types(metaclasses.places):
             metaclasses = python.metaclasses(self._heap)
-            for _, where in self._scanned():
+            for _, where in self._with_types():
                 for part in self._chunks(where):
                     metaclasses.feed(part.address, part.data)
             self._feed_data(python, metaclasses)
@@ -338,7 +357,7 @@ class _Inquiry:
         """Follow pointers from chunk to chunk; returns the objects of Python in each region."""
         objects: dict[int, int] = {}
         before = 0
-        for number, where in self._scanned() if counter else self._in_chunks():
+        for number, where in self._with_objects() if counter else self._in_chunks():
             for part in self._chunks(where):
                 words.follow(part.address, part.data, PARENT)
                 if counter:
