@@ -14,7 +14,7 @@ static uint64_t now(void) {
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-static void *look(void *argument) {
+_Noreturn static void *look(void *argument) {
     (void)argument;
     for (uint64_t before = now(), time;; before = time) {
         time = now();
