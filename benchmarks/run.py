@@ -34,6 +34,8 @@ lz4-walk   ``info --verify`` of a ``.core.lz4`` in memory against ``lz4 -dc``, w
            and throws its output away: as many of them at once as there are cores, since two
            cores of a virtual machine are rarely twice one. Both check all checksums.
 lz4-read   4 KiB anywhere in it, through the Python API; the index is in memory by then.
+pause-*    The longest time that a thread of the target which does nothing but look at the clock
+           could not, for ``--pause fork`` and gcore, to memory: a disk would make gcore's longer.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -66,6 +68,7 @@ import heap_image
 from engines import HERE, Bench
 from heap_image import parse_size
 from hexdump_rows import HEXDUMP_ROWS
+from pause_rows import PAUSE_ROWS
 from reading_rows import READING_ROWS
 from rows import ROWS as DUMP_ROWS
 from rows import Check, Need, Result
@@ -73,7 +76,7 @@ from search_rows import SEARCH_ROWS
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free

@@ -398,6 +398,49 @@ sys.stdin.read()
             assert file.read(1 << 20) == (name.encode() * 2**20)[: 1 << 20], name
 
 
+# Commands that only read
+
+
+def fastdump(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastdump", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("pause", ["freeze", "fork!"])
+def test_strings_and_search_pause_as_well(pause: str) -> None:
+    with targets.start("restless", "nanosleep", "epoll") as target:
+        plain = fastdump("search", target.pid, "hex:7f 45 4c 46", "--all", "--count")
+        for options in (("search", target.pid, "hex:7f 45 4c 46", "--all", "--count"),
+                        ("strings", target.pid, "--count")):  # fmt: skip
+            done = fastdump(*options, "--pause", pause, "--stats")
+            assert done.returncode == 0, done.stderr
+            assert f"fastdump: pause: {pause.rstrip('!')}: " in done.stderr
+            assert int(done.stdout) > 0
+            if options[0] == "search":
+                assert done.stdout == plain.stdout
+        untouched(target)
+
+
+def test_a_freeze_of_a_slow_reader_ends() -> None:
+    with targets.start("awkward", os.environ.get("TMPDIR", "/tmp")) as target:
+        command = [sys.executable, "-m", "fastdump", "strings", str(target.pid), "--all"]
+        command += ["--pause", "freeze", "--max-pause", "50ms"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.read(1)  # and now nothing, until the target runs
+            while "t" in states(target.pid):
+                pass
+            _, error = process.communicate()
+        assert b"it ended before all was read" in error
+
+
+def test_only_a_process_can_be_paused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"text")
+    done = fastdump("strings", tmp_path / "file", "--pause", "fork")
+    assert done.returncode == 2
+    assert "--pause goes with a pid" in done.stderr
+
+
 # What a fork costs
 
 

@@ -33,7 +33,7 @@ from fastdump.text import size
 NONE, FREEZE, FORK = "none", "freeze", "fork"
 PAUSES = (NONE, FREEZE, FORK, "fork!")
 
-_MOST_UNASKED = 2.0
+MOST_UNASKED = 2.0
 LATE = "read after the pause had ended"
 
 NT_PRSTATUS, NT_PRFPREG, NT_SIGINFO = 1, 2, 0x53494749  # include/uapi/linux/elf.h
@@ -109,9 +109,10 @@ class Snapshot:
         process: What is to be read: the target, or the copy.
         pause: How it was stopped.
         threads: Its registers; empty where it was not stopped.
+        ended_early: Whether a freeze ended by itself; known once it is released.
 
     Args:
-        pause: One of PAUSES; None for what is best: a fork, else a freeze for _MOST_UNASKED
+        pause: One of PAUSES; None for what is best: a fork, else a freeze for MOST_UNASKED
             seconds at most, else none.
         max_pause: Seconds after which a freeze ends by itself: what is read later is not frozen.
             A fork that would take longer is not tried.
@@ -134,6 +135,7 @@ class Snapshot:
         self.process = target
         self.threads: list[Registers] = []
         self._late: list[Unfrozen] = []
+        self.ended_early = False
         self.pause = Pause(NONE, pause or FORK)
         self._guardian: _Guardian | None = None
         self._closing = contextlib.ExitStack()
@@ -174,7 +176,7 @@ class Snapshot:
                 kind = lib.FASTDUMP_FORK_ONLY if only else lib.FASTDUMP_FORK
                 code = _system_call(target, before)
         if pause is None and max_pause is None:
-            max_pause = _MOST_UNASKED
+            max_pause = MOST_UNASKED
         try:
             guardian = self._guardian = _Guardian.start(target, kind, code, max_pause)
         except _Refused as error:
@@ -243,6 +245,7 @@ class Snapshot:
         """End the pause, and remove the copy; :attr:`pause` has its times then."""
         guardian, self._guardian = self._guardian, None
         if guardian:
+            self.ended_early = self.pause.kind == FREEZE and guardian.released
             ended_well = guardian.end()
             why = self.pause.why
             if not ended_well and self.pause.kind == FREEZE:

@@ -42,7 +42,7 @@ def command() -> None:
         "  fastdump maps PID --sort resident     where its memory is\n"
         "  fastdump dump PID --plan              what a dump would read, write and cost\n"
         "  fastdump strings PID --top 20         what fills it; nothing is written\n"
-        "  fastdump dump PID                     PID.core.lz4; it is not stopped\n"
+        "  fastdump dump PID                     PID.core.lz4; it stops for milliseconds\n"
         "  lz4 -d PID.core.lz4 && gdb -c PID.core    look at it with any tool that reads cores\n"
     )
 

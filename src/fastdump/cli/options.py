@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fastdump.errors import FastdumpError
+from fastdump.errors import FastdumpError, UsageError
 from fastdump.gaps import Gaps
 from fastdump.selection import Preset, Rule
-from fastdump.snapshot import FORK, NONE, PAUSES
+from fastdump.snapshot import FORK, MOST_UNASKED, NONE, PAUSES, Snapshot
 from fastdump.text import printable, size
 
 if TYPE_CHECKING:
@@ -156,6 +156,43 @@ def selected(
         if survey and survey.swapped and not survey.read_swapped and swap is None:
             warn_swapped(survey)
         yield place
+
+
+@contextlib.contextmanager
+def opened(name: str, options: Mapping[str, Any]) -> Iterator[Source | None]:
+    """The source that *name* names, a process paused as asked for; None if it is another file.
+
+    A freeze lasts 2 s unless ``--max-pause`` says so: the output may have a slow reader.
+    """
+    from fastdump.sources import is_pid, open_dump, open_source
+
+    pause = options["pause"] or NONE
+    if pause == NONE or not is_pid(name):
+        if pause != NONE:
+            raise UsageError("--pause goes with a pid", "a dump is as it is")
+        source = open_source(name) if is_pid(name) else open_dump(name)
+        with source or contextlib.nullcontext():
+            yield source
+        return
+    from fastdump.live_source import LiveSource
+    from fastdump.process import LiveProcess
+
+    with LiveProcess(int(name)) as process:
+        snapshot = Snapshot(
+            process,
+            pause,
+            max_pause=options["max_pause"] or MOST_UNASKED,
+            check_memory=not options["ignore_headroom"],
+        )
+        with snapshot:
+            yield LiveSource(snapshot.process)
+    told: list[str] = []
+    if options["stats"] or snapshot.pause.why:
+        told += pause_lines(snapshot.as_dict())
+    if snapshot.ended_early:
+        told.append("  pause     it ended before all was read: the rest is not of that moment")
+    for line in told:
+        click.echo(f"fastdump:{line.replace('  pause    ', ' pause:', 1)}", err=True)
 
 
 def complain(error: FastdumpError) -> None:

@@ -17,6 +17,8 @@ from fastdump._search import Hit
 from fastdump.cli.options import (
     OrderedCommand,
     complain_of_gaps,
+    opened,
+    pause_options,
     preset_of,
     rules_of,
     selected,
@@ -30,7 +32,7 @@ from fastdump.memory_search import Reader, search_place
 from fastdump.patterns import Pattern, parse
 from fastdump.place import Place, WholeFile, open_file
 from fastdump.selection import Preset
-from fastdump.sources import is_pid, open_dump, open_source, open_whole
+from fastdump.sources import open_whole
 from fastdump.sweep import Enough
 from fastdump.text import printable
 from fastdump.url import is_url
@@ -148,6 +150,7 @@ class Output:
 )
 @selection_options
 @swap_option
+@pause_options
 @click.option(
     "--threads",
     type=click.IntRange(1, 256),
@@ -229,12 +232,12 @@ def _search(place: Place, wanted: list[Pattern], options: dict[str, Any]) -> int
 @contextlib.contextmanager
 def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
     """The place that a SOURCE names: a process, a core, a dump, or a file."""
-    dump = open_source(source) if is_pid(source) else open_dump(source)
-    if dump:
-        names = ("rules", "preset", "with_libraries", "swap")
-        with dump, selected(dump, **{name: options[name] for name in names}) as place:
-            yield place
-        return
+    names = ("rules", "preset", "with_libraries", "swap")
+    with opened(source, options) as dump:
+        if dump:
+            with selected(dump, **{name: options[name] for name in names}) as place:
+                yield place
+            return
     if is_url(source):
         with contextlib.closing(open_whole(source)) as place:
             yield place

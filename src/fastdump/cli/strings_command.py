@@ -17,6 +17,8 @@ from fastdump.cli.options import (
     OrderedCommand,
     complain,
     complain_of_gaps,
+    opened,
+    pause_options,
     preset_of,
     rules_of,
     selected,
@@ -28,7 +30,7 @@ from fastdump.cli.strings_output import Wanted, open_output
 from fastdump.errors import FastdumpError, OutputFailed, UsageError
 from fastdump.place import Place, Stream, WholeFile, open_file
 from fastdump.selection import Preset
-from fastdump.sources import is_pid, open_dump, open_source, open_whole
+from fastdump.sources import open_whole
 from fastdump.string_search import WHOLE_MOST
 from fastdump.text import size
 from fastdump.url import is_url
@@ -183,6 +185,7 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @selection_options
 @swap_option
+@pause_options
 @click.option(
     "--threads",
     type=click.IntRange(1, 256),
@@ -273,18 +276,18 @@ def _check(wanted: Wanted) -> None:
 @contextlib.contextmanager
 def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
     """The place that a SOURCE names: a process, a core, a dump, a file, or a pipe."""
-    dump = open_source(source) if is_pid(source) else None
-    if source != "-" and not dump:
-        dump = open_dump(source)
-    if dump:
-        names = ("rules", "preset", "with_libraries", "swap")
-        with dump, selected(dump, **{name: options[name] for name in names}) as place:
-            if options["file_offsets"]:
-                if dump.format == "process":
-                    raise UsageError("a process has no file offsets", "its addresses are printed")
-                place.print_file_offsets()
-            yield place
-        return
+    names = ("rules", "preset", "with_libraries", "swap")
+    with contextlib.nullcontext() if source == "-" else opened(source, options) as dump:
+        if dump:
+            with selected(dump, **{name: options[name] for name in names}) as place:
+                if options["file_offsets"]:
+                    if dump.format == "process":
+                        raise UsageError(
+                            "a process has no file offsets", "its addresses are printed"
+                        )
+                    place.print_file_offsets()
+                yield place
+            return
     if is_url(source):
         with contextlib.closing(open_whole(source)) as place:
             yield place
