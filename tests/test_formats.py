@@ -152,10 +152,10 @@ class Dump:
 
 def run(pid: int, format: str, folder: Path, *options: str, epoch: bool = True) -> Dump:
     """Run ``fastdump dump``; *folder* gets the output."""
-    if "--pause" not in options:
-        options = (*options, "--pause", "none")  # of two pauses no two manifests are the same
     words = [re.sub(r"[^\w.-]", "_", option) for option in options]
     output = folder / ".".join([str(pid), *words, format])
+    if "--pause" not in options:
+        options = (*options, "--pause", "none")  # of two pauses no two manifests are the same
     result = subprocess.run(
         [*DUMP, str(pid), "--format", format, "--output", output, "--json", *options],
         capture_output=True,
