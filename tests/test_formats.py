@@ -197,6 +197,14 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[targets.Target
 
 
 @pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[targets.Target]:
+    """One of its own: a thread that runs for a fork changes memory (rseq(2): its CPU)."""
+    with targets.start("awkward", tmp_path_factory.mktemp("paused")) as target:
+        target.stop()
+        yield target
+
+
+@pytest.fixture(scope="module")
 def threads() -> Iterator[targets.Target]:
     with targets.start("threads", 8) as target:
         target.stop()
@@ -244,28 +252,28 @@ PAUSES = ("none", "freeze", "fork!")
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_all_holds_every_byte_that_the_awkward_target_knows(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format, "--all", "--pause", pause)
+    found = dump_of(paused, format, "--all", "--pause", pause)
     assert found.manifest["pause"] == pause.rstrip("!")
     wrong = [
         f"{region['name']}: {kind} at {start:#x}"
-        for region in awkward.truth["regions"]
+        for region in paused.truth["regions"]
         for start, end, kind, content in known_pieces(region)
         if found.read(start, end - start) != content
     ]
     assert not wrong
-    kinds = {piece[2] for region in awkward.truth["regions"] for piece in region["content"]}
+    kinds = {piece[2] for region in paused.truth["regions"] for piece in region["content"]}
     assert {"pattern", "zero", "zeropage", "absent", "elsewhere", "file", "tail"} <= kinds
 
 
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_default_holds_all_of_what_it_says_it_dumped(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format, "--pause", pause)
-    for region in awkward.truth["regions"]:
+    found = dump_of(paused, format, "--pause", pause)
+    for region in paused.truth["regions"]:
         dumped = found.region_at(region["start"])["dumped"]
         for start, end, kind, content in known_pieces(region):
             bytes_are_in = dumped == "all" or (dumped == "modified pages" and kind == "pattern")
@@ -295,22 +303,20 @@ def test_pages_that_only_another_process_touched_are_dumped(
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_guard_pages_and_pages_past_eof_are_the_only_gaps_and_expected(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
     reasons = {"guard": "guard page", "nodata": "past end of file"}
     gaps = {
         (start, end, reasons[kind])
-        for region in awkward.truth["regions"]
+        for region in paused.truth["regions"]
         for start, end, kind, _ in region["content"]
         if kind in reasons
     }
-    assert dump_of(awkward, format, "--pause", pause).gaps == gaps
-    assert dump_of(awkward, format, "--all", "--pause", pause).gaps == gaps
+    assert dump_of(paused, format, "--pause", pause).gaps == gaps
+    assert dump_of(paused, format, "--all", "--pause", pause).gaps == gaps
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--with-libraries",), ("--all",), ("--pause", "fork!")], ids=" ".join
-)
+@pytest.mark.parametrize("options", [(), ("--with-libraries",), ("--all",)], ids=" ".join)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_selected_byte_is_accounted_for_once(
     target: targets.Target, folder: Path, dump_of: Any, format: str, options: tuple[str, ...]
