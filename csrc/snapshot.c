@@ -104,6 +104,8 @@ static char state_of(int32_t tid) {
 
 typedef struct user_regs_struct registers;
 
+static uint64_t instruction_pointer(const registers *r) { return r->rip; }
+
 static bool in_system_call(const registers *r) { return (int64_t)r->orig_rax >= 0; }
 
 static int64_t result_of(const registers *r) { return (int64_t)r->rax; }
@@ -163,6 +165,8 @@ static const unsigned char system_call_code[] = {0x0f, 0x05};
 #elif defined(__aarch64__)
 
 typedef struct user_regs_struct registers;
+
+static uint64_t instruction_pointer(const registers *r) { return r->pc; }
 
 /*
  * At the stop the kernel has prepared the restart already (do_signal() of arch/arm64), so neither
@@ -418,13 +422,14 @@ struct call {
 };
 
 /*
- * Whether a thread may run a system call for us. Not in a restartable sequence (rseq(2)), which the
- * kernel would forget: a thread in a system call is in none. And not where system calls are
- * turned into signals (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
+ * Whether a thread may run a system call for us. Not the kernel's own among the threads (io_uring's
+ * workers, at address 0): they never come to user space. Not in a restartable sequence (rseq(2)),
+ * which the kernel would forget: a thread in a system call is in none. And not where system calls
+ * are turned into signals (prctl(2), PR_SET_SYSCALL_USER_DISPATCH).
  */
 static bool may_inject(const struct fastdump_guard *guard, int32_t tid, registers *registers_ret) {
     uint64_t dispatch[4] = {0}, rseq[3] = {0}, critical = 0;
-    if (!get_registers(tid, registers_ret))
+    if (!get_registers(tid, registers_ret) || !instruction_pointer(registers_ret))
         return false;
     ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, (void *)sizeof dispatch, dispatch);
     if (dispatch[0])
@@ -706,6 +711,7 @@ _Noreturn static void guardian(struct fastdump_guard *guard, int32_t socket) {
     release(guard);
     if (guard->child)
         remove_copy(guard, inner_pid);
+    release_late(guard);
     /* Whoever still waits in the kernel is let go by our exit. */
     _exit(0);
 }

@@ -152,10 +152,10 @@ class Dump:
 
 def run(pid: int, format: str, folder: Path, *options: str, epoch: bool = True) -> Dump:
     """Run ``fastdump dump``; *folder* gets the output."""
-    if "--pause" not in options:
-        options = (*options, "--pause", "none")  # of two pauses no two manifests are the same
     words = [re.sub(r"[^\w.-]", "_", option) for option in options]
     output = folder / ".".join([str(pid), *words, format])
+    if "--pause" not in options:
+        options = (*options, "--pause", "none")  # of two pauses no two manifests are the same
     result = subprocess.run(
         [*DUMP, str(pid), "--format", format, "--output", output, "--json", *options],
         capture_output=True,
@@ -192,6 +192,14 @@ def regions_of(pid: int) -> list[Region]:
 @pytest.fixture(scope="module")
 def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[targets.Target]:
     with targets.start("awkward", tmp_path_factory.mktemp("awkward")) as target:
+        target.stop()
+        yield target
+
+
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[targets.Target]:
+    """One of its own: a thread that runs for a fork changes memory (rseq(2): its CPU)."""
+    with targets.start("awkward", tmp_path_factory.mktemp("paused")) as target:
         target.stop()
         yield target
 
@@ -244,28 +252,28 @@ PAUSES = ("none", "freeze", "fork!")
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_all_holds_every_byte_that_the_awkward_target_knows(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format, "--all", "--pause", pause)
+    found = dump_of(paused, format, "--all", "--pause", pause)
     assert found.manifest["pause"] == pause.rstrip("!")
     wrong = [
         f"{region['name']}: {kind} at {start:#x}"
-        for region in awkward.truth["regions"]
+        for region in paused.truth["regions"]
         for start, end, kind, content in known_pieces(region)
         if found.read(start, end - start) != content
     ]
     assert not wrong
-    kinds = {piece[2] for region in awkward.truth["regions"] for piece in region["content"]}
+    kinds = {piece[2] for region in paused.truth["regions"] for piece in region["content"]}
     assert {"pattern", "zero", "zeropage", "absent", "elsewhere", "file", "tail"} <= kinds
 
 
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_default_holds_all_of_what_it_says_it_dumped(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
-    found = dump_of(awkward, format, "--pause", pause)
-    for region in awkward.truth["regions"]:
+    found = dump_of(paused, format, "--pause", pause)
+    for region in paused.truth["regions"]:
         dumped = found.region_at(region["start"])["dumped"]
         for start, end, kind, content in known_pieces(region):
             bytes_are_in = dumped == "all" or (dumped == "modified pages" and kind == "pattern")
@@ -295,22 +303,20 @@ def test_pages_that_only_another_process_touched_are_dumped(
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_guard_pages_and_pages_past_eof_are_the_only_gaps_and_expected(
-    awkward: targets.Target, dump_of: Any, format: str, pause: str
+    paused: targets.Target, dump_of: Any, format: str, pause: str
 ) -> None:
     reasons = {"guard": "guard page", "nodata": "past end of file"}
     gaps = {
         (start, end, reasons[kind])
-        for region in awkward.truth["regions"]
+        for region in paused.truth["regions"]
         for start, end, kind, _ in region["content"]
         if kind in reasons
     }
-    assert dump_of(awkward, format, "--pause", pause).gaps == gaps
-    assert dump_of(awkward, format, "--all", "--pause", pause).gaps == gaps
+    assert dump_of(paused, format, "--pause", pause).gaps == gaps
+    assert dump_of(paused, format, "--all", "--pause", pause).gaps == gaps
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--with-libraries",), ("--all",), ("--pause", "fork!")], ids=" ".join
-)
+@pytest.mark.parametrize("options", [(), ("--with-libraries",), ("--all",)], ids=" ".join)
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_selected_byte_is_accounted_for_once(
     target: targets.Target, folder: Path, dump_of: Any, format: str, options: tuple[str, ...]
@@ -361,7 +367,7 @@ def test_any_number_of_threads_gives_the_same_bytes(
 
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
 def test_kernels_without_pagemap_scan_give_the_same_memory(
-    awkward: targets.Target, tmp_path: Path, dump_of: Any, format: str
+    awkward: targets.Target, tmp_path: Path, format: str
 ) -> None:
     output = tmp_path / "fallback"
     with LiveProcess(awkward.pid) as process:
@@ -374,7 +380,8 @@ def test_kernels_without_pagemap_scan_give_the_same_memory(
         survey.close()
     assert report.exit_code == 0
     fallback = Dump(format, output, 0, report.as_dict(), "")
-    usual = dump_of(awkward, format, "--all")
+    # Not one taken earlier: where a thread runs for a fork, the kernel notes its CPU (rseq(2)).
+    usual = run_well(awkward.pid, format, tmp_path, "--all")
     assert fallback.gaps == usual.gaps
     # pagemap does not tell the zero page from others: it is read, and where nothing is
     # written of a file differs; the memory may not.
@@ -678,7 +685,7 @@ def test_a_pipe_gets_the_bytes_that_a_file_gets(
     target: targets.Target, dump_of: Any, format: str
 ) -> None:
     result = subprocess.run(
-        [*DUMP, str(target.pid), "--format", format, "--output", "-", "--json"],
+        [*DUMP, str(target.pid), "--format", format, "--output", "-", "--json", "--pause", "none"],
         capture_output=True,
         env={**os.environ, **EPOCH},
         check=True,

@@ -22,6 +22,7 @@ from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
 from fastdump.region import Range, Region, parse_maps
 
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
+_UFFD_FEATURE_EVENT_FORK = 2  # linux/userfaultfd.h
 _CAP_SYS_PTRACE = 19  # linux/capability.h
 
 
@@ -304,16 +305,29 @@ class LiveProcess:
         Only smaps tells them, and smaps is slow on large heaps, so it is read only when the
         target has a userfaultfd open (userfaultfd(2), VmFlags ``um`` and ``uw``).
         """
-        return self.flagged({"um", "uw", "ui"}) if self.has_userfaultfd else set()
+        return self.flagged({"um", "uw", "ui"}) if self._userfaultfds() else set()
 
     @property
-    def has_userfaultfd(self) -> bool:
-        """Whether it has a userfaultfd open; False where that may not be asked."""
+    def answers_forks(self) -> bool:
+        """Whether a fork would wait until it has read of it (userfaultfd(2), EVENT_FORK)."""
+        for name in self._userfaultfds():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                api = _read(f"{self._proc}/fdinfo/{name}").partition("API:")[2].split(":")
+                if not int(api[1], 16) & _UFFD_FEATURE_EVENT_FORK:
+                    continue
+            return True
+        return False
+
+    def _userfaultfds(self) -> list[str]:
+        """The numbers of its userfaultfds; none where that may not be asked."""
         try:
-            links = [os.readlink(entry.path) for entry in os.scandir(f"{self._proc}/fd")]
+            return [
+                entry.name
+                for entry in os.scandir(f"{self._proc}/fd")
+                if os.readlink(entry.path) == "anon_inode:[userfaultfd]"
+            ]
         except OSError:
-            return False
-        return "anon_inode:[userfaultfd]" in links
+            return []
 
     def flagged(self, flags: set[str]) -> set[int]:
         """The start addresses of regions with any of these VmFlags of proc_pid_smaps(5)."""

@@ -496,8 +496,8 @@ class _Guardian:
 
 def _no_fork(target: LiveProcess, max_pause: float | None, check_memory: bool) -> str:
     """Why a fork is not even tried; empty if it is."""
-    if target.has_userfaultfd:
-        return "it uses userfaultfd(2), and may have to answer for a fork itself"
+    if target.answers_forks:
+        return "it waits for its own forks by userfaultfd(2)"
     if not check_memory and max_pause is None:
         return ""
     cost = fork_cost(target)
