@@ -33,6 +33,7 @@ from fastdump.errors import (
 )
 from fastdump.process import LiveProcess
 from fastdump.selection import Preset
+from fastdump.snapshot import Snapshot
 from fastdump.sources import open_source
 from fastdump.survey import Survey
 from fastdump.url import is_url, shown
@@ -781,7 +782,7 @@ def test_a_target_that_goes_away(
 
             monkeypatch.setattr(writer, "emit", kill_first)
             with pytest.raises(SourceGone) as raised:
-                dump(survey, writer, name, "lz4", threads=1, begun=0.0)
+                dump(survey, Snapshot(process), writer, name, "lz4", threads=1, begun=0.0)
     if kind == "s3":
         assert "nothing" in raised.value.hint
         assert not bucket.names
