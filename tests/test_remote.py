@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -721,6 +720,8 @@ def test_a_file_that_appears_meanwhile_is_kept(bucket: Bucket, target: Target) -
     assert not bucket.uploads
 
 
+@pytest.mark.long  # now and then a connection is not seen to be cut before its patience ends
+@pytest.mark.timeout(1500)
 def test_a_server_that_dies_while_it_is_written(bucket: Bucket, target: Target) -> None:
     bucket.wire.limits["up", 10 * MEGABYTE] = bucket.wire.cut
     result = run("dump", target.pid, "-qo", f"{bucket.url}/app")
@@ -755,7 +756,7 @@ def test_an_interrupt_leaves_nothing(bucket: Bucket, target: Target) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert reached.wait(60)
         assert bucket.uploads
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT may be ignored: nohup, or a shell's &
         go_on.set()
         assert process.wait() == 130
     assert not bucket.names

@@ -421,8 +421,8 @@ def test_strings_and_search_pause_as_well(pause: str) -> None:
         untouched(target)
 
 
-def test_a_freeze_of_a_slow_reader_ends() -> None:
-    with targets.start("awkward", os.environ.get("TMPDIR", "/tmp")) as target:
+def test_a_freeze_of_a_slow_reader_ends(tmp_path: Path) -> None:
+    with targets.start("awkward", tmp_path) as target:
         command = [sys.executable, "-m", "fastdump", "strings", str(target.pid), "--all"]
         command += ["--pause", "freeze", "--max-pause", "50ms"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
