@@ -170,7 +170,7 @@ def piped(world: World) -> Path:
     """``dump -o -``, as ``lz4``."""
     path = world.folder / "piped.core.lz4"
     with open(path, "wb") as file:
-        command = [*DUMP, str(world.pid), "--format", "lz4", "--all", "--output", "-"]
+        command = [*DUMP, str(world.pid), "--format", "lz4", "--all", "--pause", "none", "-o", "-"]
         subprocess.run(command, stdout=file, check=True, timeout=120, env={**os.environ, **EPOCH})
     return path
 
