@@ -154,7 +154,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "files").mkdir()
-        # On one CPU, since its number lies in memory (rseq(2)): whoever kills the target lets it run.
+        # On one CPU: its number lies in memory (rseq(2)), and who kills the target lets it run.
         cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cpus)})
         try:
