@@ -561,7 +561,8 @@ def test_pointers_are_followed(tmp_path: Path) -> None:
         process.communicate()
     assert hexdump(core, f"{base:x}+64", "--follow-pointers") == shown
     lines = shown.out.decode().splitlines()
-    names = [line.partition("|")[2].partition("|")[2] for line in lines]
+    # The last bar: the bytes themselves may show as one (an address with 7c in it).
+    names = [line.rpartition("|")[2] for line in lines]
     assert names[0] == "  0: libc.so.6:malloc  8: libc.so.6:malloc+0x4"
     assert re.fullmatch(r"  8: anonymous [0-9a-f]+\+0x[0-9a-f]+", names[1])
     assert names[2:] == ["", names[0], ""]
