@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -21,6 +22,19 @@ def test_every_item_is_worked_on_once() -> None:
     done: list[int] = []
     Crew(iter(range(500)), [None] * 4, work, done=done.append).run()
     assert sorted(seen) == sorted(done) == list(range(500))
+
+
+def test_threads_at_leisure_leave_the_others_as_they_are() -> None:
+    seen: list[int] = []
+
+    def work(state: None, item: int) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    for at_leisure in (False, True):
+        Crew(iter([0]), [None], work, at_leisure=at_leisure).run()
+    assert seen == [before, min(before + 5, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

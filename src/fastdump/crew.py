@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+# What a thread at leisure gets of a CPU beside one of the usual priority: a quarter (sched(7)).
+_LEISURE = 5
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
@@ -28,6 +31,7 @@ class Crew(Generic[Item, Result, State]):
         emit: Called with the results in the order of the items, never at the same time by two
             threads; None where the order does not matter.
         done: Called with each item that is finished, likewise.
+        at_leisure: Others go first where CPUs are short: those whom a copy was made for.
     """
 
     def __init__(
@@ -37,12 +41,15 @@ class Crew(Generic[Item, Result, State]):
         work: Callable[[State, Item], Result],
         emit: Callable[[Result], None] | None = None,
         done: Callable[[Item], None] = lambda item: None,
+        *,
+        at_leisure: bool = False,
     ) -> None:
         self._items = items
         self._states = states
         self._work = work
         self._emit = emit
         self._done = done
+        self._at_leisure = at_leisure
         self._window = 4 * len(states)  # items under way or waiting for their turn
         self._turn = threading.Condition()
         self._taken = 0
@@ -94,6 +101,8 @@ class Crew(Generic[Item, Result, State]):
     def _loop(self, state: State) -> None:
         with self._turn:
             self._entered += 1
+        if self._at_leisure:
+            os.nice(_LEISURE)  # of this thread alone: setpriority(2), BUGS
         try:
             while (taken := self._take()) is not None:
                 index, item = taken

@@ -230,7 +230,9 @@ def dump(
             snapshot.was_read(_slices(piece))
             return result
 
-        crew: Crew[Any, Any, Copier] = Crew(pieces, copiers, work, writer.emit, advance)
+        crew: Crew[Any, Any, Copier] = Crew(
+            pieces, copiers, work, writer.emit, advance, at_leisure=process.is_copy
+        )
         seconds["layout"] = time.perf_counter() - started
         started = time.perf_counter()
         try:

@@ -41,6 +41,7 @@ class LiveProcess:
         tid: A thread that has its memory: *pid*, unless that has exited.
         origins: Start addresses of regions that are read from another process: see
             ``snapshot.py``.
+        is_copy: It is the copy of a target that runs on: see ``snapshot.py``.
 
     Raises:
         SourceGone: There is no such process, or it has exited.
@@ -49,6 +50,7 @@ class LiveProcess:
     """
 
     origins: frozenset[int] = frozenset()
+    is_copy = False
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -274,6 +274,8 @@ class _Copy(LiveProcess):
         reasons: By their start, why regions are not of the moment of the fork.
     """
 
+    is_copy = True
+
     def __init__(
         self,
         target: LiveProcess,

@@ -102,7 +102,10 @@ def sweep(
             raise failed[0] from None
 
     crew: Crew[tuple[int, Piece], None, Scans[Found]] = Crew(
-        enumerate(place.pieces(sizes or _sizes(place, scanners))), list(scanners), work
+        enumerate(place.pieces(sizes or _sizes(place, scanners))),
+        list(scanners),
+        work,
+        at_leisure=bool(place.survey and place.survey.process.is_copy),
     )
     try:
         if stream:
