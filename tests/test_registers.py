@@ -57,8 +57,15 @@ def stop(pid: int) -> None:
 
 def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
     """One that has printed that it is ready."""
-    if name == "c":
+    if name == "c++":
         command = [str(targets.build("crowd")), str(THREADS)]
+    elif name == "rust":
+        rustc = shutil.which("rustc")
+        if not rustc:
+            pytest.skip("rustc is not installed")  # it is large, so CI need not have it
+        command = [str(folder / "shapes")]
+        source = str(targets.HERE / "shapes.rs")
+        subprocess.run([rustc, "-g", "-o", command[0], source], check=True)
     elif name == "python":
         command = [sys.executable, "-c", PYTHON_TARGET]
     elif name == "node":
@@ -73,7 +80,7 @@ def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.fixture(scope="module", params=["c", "python", "node", "java"])
+@pytest.fixture(scope="module", params=["c++", "rust", "python", "node", "java"])
 def stopped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stopped]:
@@ -159,8 +166,8 @@ def test_eu_stack_agrees(stopped: Stopped, who: str) -> None:
 
 @pytest.mark.parametrize("who", ["freeze", "fork"])
 def test_thread_local_variables(stopped: Stopped, who: str) -> None:
-    if stopped.name != "c":
-        pytest.skip("only the C program has some that are known")
+    if stopped.name != "c++":
+        pytest.skip("only the C++ program has some that are known")
     text = gdb(stopped, who, "thread apply all print mine")
     values = sorted(int(value) for value in re.findall(r"^\$\d+ = (\d+)$", text, re.M))
     assert values == list(range(THREADS + 1))

@@ -203,11 +203,12 @@ def test_registers_of_all_threads(kind: str) -> None:
         assert 2 in thread.regsets
 
 
+@rounds
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_target_stays_stopped(kind: str) -> None:
+def test_a_stopped_target_stays_stopped(kind: str, rounds: int) -> None:
     with targets.start("restless", "nanosleep", "threads") as target:
         target.stop()
-        for _ in range(SAMPLE):
+        for _ in range(rounds):
             with LiveProcess(target.pid) as process, Snapshot(process, kind) as snapshot:
                 assert snapshot.pause.kind == kind.rstrip("!")
             assert settled(target.pid) == "T"
@@ -289,10 +290,11 @@ def start_as(preexec: Any, *command: str) -> subprocess.Popen[bytes]:
 WAITING = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
-def test_a_target_at_its_limit_of_processes() -> None:
+@rounds
+def test_a_target_at_its_limit_of_processes(rounds: int) -> None:
     with start_as(no_processes, "/usr/bin/python3", "-c", WAITING) as target:
         with LiveProcess(target.pid) as process:
-            for _ in range(SAMPLE):
+            for _ in range(rounds):
                 with Snapshot(process, "fork") as snapshot:
                     assert snapshot.pause.kind == "freeze"
                     assert "Resource temporarily unavailable" in snapshot.pause.why
