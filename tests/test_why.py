@@ -301,6 +301,22 @@ def test_the_ledger_is_what_is_resident(command: list[str]) -> None:
     assert all(bucket.bytes >= 0 for bucket in found.ledger)
 
 
+@pytest.mark.parametrize("pause", ["fork!", "freeze"])
+def test_a_paused_process_tells_the_same(pause: str) -> None:
+    with targets.start("objects") as target:
+        stop(target.process)
+        pages = []
+        for more in ([], ["--pause", pause]):
+            found = CliRunner().invoke(cli, ["why", str(target.pid), "--json", *more])
+            assert found.exit_code == 0
+            pages.append(json.loads(found.stdout))
+        target.resume()
+    assert f"fastdump: pause: {pause.rstrip('!')}: " in found.stderr
+    for key in ("modules", "types", "malloc", "problems"):
+        assert pages[0][key] == pages[1][key]
+    assert pages[1]["total"] == pytest.approx(pages[0]["total"], rel=0.01)
+
+
 def test_a_dump_tells_the_same(in_tmp: Path) -> None:
     with targets.start("objects") as target:
         live = told(target.pid, strings=False)

@@ -120,6 +120,6 @@ class Ledger:
 def _resident(source: Source) -> list[int]:
     """For each region what is in RAM; of a dump what it has."""
     if isinstance(source, LiveSource):
-        return [found.present for found in source.residency]
+        return source.process.resident(source.regions)
     assert isinstance(source, Dumped)
     return source.known()[0]

@@ -232,6 +232,14 @@ class LiveProcess:
         except _native.MemoryGone:
             raise self.gone() from None
 
+    def resident(self, regions: Sequence[Region]) -> list[int]:
+        """The bytes of each region that are in the target's RAM.
+
+        Raises:
+            SourceGone: It exited or called exec.
+        """
+        return [found.present for found in self.residency(regions)]
+
     def growth(self) -> Growth:
         """What the target costs its host now."""
         status = self.status()

@@ -364,6 +364,14 @@ class _Copy(LiveProcess):
                 found[i] = held
         return found
 
+    def resident(self, regions: Sequence[Region]) -> list[int]:
+        """That of the target where fork(2) copies no page tables: of files and shared memory."""
+        found, theirs = super().resident(regions), self._target.resident(regions)
+        return [
+            max(found[i], theirs[i]) if region.has_file else found[i]
+            for i, region in enumerate(regions)
+        ]
+
     def open_mapped(self, region: Region) -> int:
         if region.start in self.origins:
             return self._target.open_mapped(region)

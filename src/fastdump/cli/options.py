@@ -81,14 +81,17 @@ swap_option = click.option(
 )
 
 
-def _check_time(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Seconds of ``2s``, ``500ms``, or a plain number."""
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds_of(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds of ``2s``, ``500ms``, ``5m``, ``1h``, or a plain number."""
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s|min)?", value, re.ASCII)
-    seconds = float(found[1]) * {"ms": 1e-3, "min": 60.0}.get(found[2], 1.0) if found else 0.0
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s|m|min|h)?", value, re.ASCII)
+    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
     if not 0 < seconds < 1e9:
-        raise click.BadParameter(f"{value!r} is no time: try 2s or 500ms")
+        raise click.BadParameter(f"{value!r} is no time: try 2s, 500ms or 5m")
     return seconds
 
 
@@ -103,7 +106,7 @@ def pause_options(command: Command) -> Command:
         ),
         click.option(
             "--max-pause",
-            callback=_check_time,
+            callback=seconds_of,
             metavar="TIME",
             help="End a freeze after TIME (2s, 500ms), and read the rest while the target runs.",
         ),

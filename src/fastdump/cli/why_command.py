@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from fastdump.addresses import short_name
 from fastdump.cli.growth_output import print_growth
-from fastdump.cli.options import OrderedCommand, rules_of
+from fastdump.cli.options import OrderedCommand, opened, pause_options, rules_of, seconds_of
 from fastdump.cli.table import print_table
-from fastdump.errors import UsageError, output_failed
+from fastdump.errors import output_failed
 from fastdump.growth import LONG, growth
 from fastdump.sources import open_source
 from fastdump.text import printable, size
 from fastdump.why import Why, why
 
 _MOST_TEXT = 100
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", re.ASCII)
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    found = _TIME.fullmatch(value)
-    if not found:
-        raise UsageError(f"{value!r} is no time", "10, 60s, 5m and 1h are")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @click.command(name="why", cls=OrderedCommand)
@@ -57,7 +47,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--every",
     metavar="TIME",
-    callback=_seconds,
+    callback=seconds_of,
     help="Look again after each TIME (10, 60s, 5m, 1h), --count times in all, and tell what grew.",
 )
 @click.option(
@@ -72,9 +62,11 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
 )
+@pause_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     source: str,
     count: int,
     no_strings: bool,
@@ -85,11 +77,13 @@ def command(
     samples: int,
     include: Sequence[str],
     exclude: Sequence[str],
+    **pausing: Any,
 ) -> int:
     """Tell what fills the memory of SOURCE, a pid or a dump, and which module put it there.
 
-    It needs no symbols and no restart, and works on stripped programs. The process is not stopped:
-    while it runs, its heap may change under the walk, and then the page says what does not fit.
+    It needs no symbols and no restart, and works on stripped programs. The process is not stopped
+    without --pause: while it runs, its heap may change under the walk, and then the page says what
+    does not fit.
 
     \b
     ledger    every resident byte in one bucket
@@ -99,11 +93,17 @@ def command(
     suspects  what stands out, and the command that shows more
     """
     rules = rules_of(ctx, include, exclude)
+    pausing["stats"] = pausing["pause"] is not None
     long = bool(save or folded or every is not None)
 
     def look() -> Why:
-        with open_source(source) as opened:
-            return why(opened, rules=rules, count=LONG if long else count, strings=not no_strings)
+        with opened(source, pausing) as memory:
+            return why(
+                memory or open_source(source),  # what is no dump is an error, which that raises
+                rules=rules,
+                count=LONG if long else count,
+                strings=not no_strings,
+            )
 
     if every is not None:
         return _watch(look, every, samples, count, as_json)
