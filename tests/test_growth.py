@@ -74,7 +74,8 @@ while True:
         cache[f"request-{number:08}"] = Response(number)
         workers[number % 5000] = Worker()
     print("ready", flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        break
 """
 
 
@@ -111,7 +112,7 @@ def test_saved_pages_and_sources_are_compared(in_tmp: Path) -> None:
 
 def test_every_looks_again() -> None:
     with targets.start("sessions") as target:
-        command = ["why", str(target.pid), "--no-strings", "--every", "0", "--count", "3"]
+        command = ["why", str(target.pid), "--no-strings", "--every", "1ms", "--count", "3"]
         found = CliRunner().invoke(cli, [*command, "--json"])
         grown = json.loads(found.output)
         lines = CliRunner().invoke(cli, command).output
