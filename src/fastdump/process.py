@@ -75,6 +75,11 @@ class LiveProcess:
                     raise UsageError(
                         f"{pid} is a thread, not a process", f"its process is {leader}"
                     ) from None
+            if _is_hidden(pid):
+                raise NotPermitted(
+                    f"not permitted to see process {pid}: /proc is mounted with hidepid",
+                    "run it as root",
+                ) from None
             raise SourceGone(f"no process {pid}", "ps -e lists the processes") from None
         self.start_time = int(fields[19])  # field 22: against the reuse of the pid
         if int(fields[6]) & _PF_KTHREAD:
@@ -368,6 +373,17 @@ class LiveProcess:
             raise self.gone() from None
         except OSError as error:
             raise FaultError(address, error.errno or 0) from None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, which /proc does not show (hidepid, see proc(5))."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # what may be signalled is not hidden
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _read(path: str) -> str:
