@@ -131,15 +131,15 @@ class Opened:
         return numpy.frombuffer(self.view(start, end), dtype)
 
     def strings(self, **options: Any) -> Iterator[matches.Match]:
-        """The strings of what is selected; the options are those of :func:`fastdump.batches`."""
+        """The strings of what is selected; the options are those of ``fastdump.batches``."""
         return matches.strings(self.source, **options)
 
     def batches(self, **options: Any) -> Iterator[matches.Batch]:
-        """The same as columns; see :func:`fastdump.batches`."""
+        """The same as columns; see ``fastdump.batches``."""
         return matches.batches(self.source, **options)
 
     def search(
         self, patterns: Sequence[str | bytes | Pattern], **options: Any
     ) -> Iterator[memory_search.PatternMatch]:
-        """Every place of every pattern; the options are those of :func:`fastdump.search`."""
+        """Every place of every pattern; the options are those of ``fastdump.search``."""
         return memory_search.search(self.source, patterns, **options)

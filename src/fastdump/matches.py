@@ -115,7 +115,7 @@ def opened(
     """A place to search: of a pid, of a core, a dump or any other file by its path, of a source.
 
     Raises:
-        SourceGone, NotPermitted, UsageError: As :class:`LiveProcess`, or the file cannot be read.
+        SourceGone, NotPermitted, UsageError: As ``fastdump.attach``, or the file cannot be read.
         CorruptDump: The core or dump cannot be understood.
     """
     if isinstance(source, Place):
@@ -190,7 +190,7 @@ def batches(
 def strings(
     source: int | str | os.PathLike[str] | Source | Place, **options: Any
 ) -> Iterator[Match]:
-    """The strings of *source*, one by one; the options are those of :func:`batches`.
+    """The strings of *source*, one by one; the options are those of ``fastdump.batches``.
 
     >>> for match in fastdump.strings(pid, min_length=8):  # doctest: +SKIP
     ...     print(f"{match.address:x}", match.text)
