@@ -651,6 +651,13 @@ struct fastdump_vote {
 #define FASTDUMP_PAGE_ENTROPY 4
 #define FASTDUMP_PAGE_CLASSES 5
 
+/* Pages of 4 KiB that were fed one after the other: by class, and the address of the first. */
+struct fastdump_cell {
+    uint64_t address;
+    uint32_t count;
+    uint32_t pages[FASTDUMP_PAGE_CLASSES];
+};
+
 struct fastdump_words {
     struct fastdump_range windows[3];           /* all ranges lie in them */
     const struct fastdump_module_range *ranges; /* in address order; at least one */
@@ -664,7 +671,10 @@ struct fastdump_words {
     uint64_t lost;                /* words for whose target there was no room */
     uint64_t stale;               /* words in free chunks: not counted */
     struct fastdump_owned *owned; /* FASTDUMP_MODULES */
-    uint64_t pages[FASTDUMP_PAGE_CLASSES];
+    struct fastdump_cell *cells;  /* of the pages that were fed, in their order */
+    uint64_t cell_capacity;       /* even, and not 0 */
+    uint64_t cell_count;
+    uint64_t cell_pages; /* that make a cell full: 1 at first, doubled when there are too many */
     struct fastdump_place place;
     struct fastdump_place target;
     uint32_t first; /* of the chunk being read: the module of its first word, */

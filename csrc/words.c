@@ -233,12 +233,37 @@ static int page_class(const uint64_t *words) {
     return different_bytes(words) >= 180 ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
 }
 
+/* Two neighbours become one. */
+static void halve_cells(struct fastdump_words *words) {
+    words->cell_count /= 2;
+    words->cell_pages *= 2;
+    for (uint64_t i = 0; i < words->cell_count; i++) {
+        struct fastdump_cell cell = words->cells[2 * i], *other = &words->cells[2 * i + 1];
+        cell.count += other->count;
+        for (int class = 0; class < FASTDUMP_PAGE_CLASSES; class ++)
+            cell.pages[class] += other->pages[class];
+        words->cells[i] = cell;
+    }
+}
+
+static void enter_page(struct fastdump_words *words, int class, uint64_t address) {
+    uint64_t last = words->cell_count - 1;
+    if (!words->cell_count || words->cells[last].count == words->cell_pages) {
+        if (words->cell_count == words->cell_capacity)
+            halve_cells(words);
+        last = words->cell_count++;
+        words->cells[last] = (struct fastdump_cell){.address = address};
+    }
+    words->cells[last].count++;
+    words->cells[last].pages[class]++;
+}
+
 void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_t length,
                          uint64_t address) {
     const uint64_t *found = data;
     uint64_t count = length / 8, at = 0;
     for (uint64_t page = 0; page + PAGE_WORDS <= count; page += PAGE_WORDS)
-        words->pages[page_class(found + page)]++;
+        enter_page(words, page_class(found + page), address + page * 8);
     while ((at = next_block(found, at, count, words->windows)) < count) {
         uint64_t end = count - at < BLOCK ? count : at + BLOCK;
         for (; at < end; at++)

@@ -10,6 +10,9 @@ import pytest
 
 import targets
 
+MANY = 70_000
+MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
+
 
 @pytest.fixture(autouse=True)
 def _no_color(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +24,22 @@ def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[targets.Target
     """The target with every awkward layout; tests that share it only read it."""
     with targets.start("awkward", tmp_path_factory.mktemp("awkward")) as target:
         yield target
+
+
+@pytest.fixture(scope="module")
+def many_maps() -> Iterator[targets.Target]:
+    """More mappings than an ELF header can count; it is stopped."""
+    before = MAX_MAP_COUNT.read_text()
+    try:
+        MAX_MAP_COUNT.write_text(str(max(int(before), 2 * MANY)))
+    except OSError as error:
+        pytest.skip(f"cannot raise vm.max_map_count: {error.strerror}")
+    try:
+        with targets.start("many_maps", MANY) as target:
+            target.stop()
+            yield target
+    finally:
+        MAX_MAP_COUNT.write_text(before)
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ ORDER = [
     "top",
     "why",
     "growth",
+    "report",
     "matches",
     "memory_search",
     "yara",

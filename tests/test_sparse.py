@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import targets
+from conftest import MANY
 from test_formats import (
     FORMATS_WITH_OUTPUT,
     PAGE_SIZE,
@@ -20,9 +21,6 @@ from test_formats import (
     regions_of,
     run_well,
 )
-
-MANY = 70_000
-MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 
 
 def growing(pid: int) -> int:
@@ -92,21 +90,6 @@ def test_the_zero_page_is_not_read(format: str, tmp_path: Path) -> None:
 
 
 # ---- More mappings than an ELF header can count.
-
-
-@pytest.fixture(scope="module")
-def many_maps() -> Iterator[targets.Target]:
-    before = MAX_MAP_COUNT.read_text()
-    try:
-        MAX_MAP_COUNT.write_text(str(max(int(before), 2 * MANY)))
-    except OSError as error:
-        pytest.skip(f"cannot raise vm.max_map_count: {error.strerror}")
-    try:
-        with targets.start("many_maps", MANY) as target:
-            target.stop()
-            yield target
-    finally:
-        MAX_MAP_COUNT.write_text(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ SIZE_VAR: int = lib.FASTDUMP_SIZE_VAR
 SIZE_TAG: int = lib.FASTDUMP_SIZE_TAG
 SIZE_STR: int = lib.FASTDUMP_SIZE_STR
 SIZE_LIST: int = lib.FASTDUMP_SIZE_LIST
+MOST_CELLS = 1 << 16  # 2 MiB
+_CLASS_PAGE = 4096
 _HIT = struct.Struct("<5Q")
+_CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18  # hits: 10 MiB
 _MOST_PLACES = 1 << 18
 _WINDOWS = 3
@@ -49,6 +52,16 @@ class Owned(NamedTuple):
     chunks: Sequence[int]
     bytes: Sequence[int]
     example: Sequence[int]
+
+
+class Cell(NamedTuple):
+    """As many pages of 4 KiB, read one after the other, as each cell has but for the last.
+
+    ``pages``: how many are of each of PAGE_CLASSES; ``address`` is that of the first.
+    """
+
+    address: int
+    pages: Sequence[int]
 
 
 class ModuleRange(NamedTuple):
@@ -116,6 +129,9 @@ class Words:
         self._hits = mmap.mmap(-1, _CAPACITY * _HIT.size)
         words.hits = ffi.cast("struct fastdump_pointed *", ffi.from_buffer(self._hits))
         words.capacity = _CAPACITY
+        self._cells = mmap.mmap(-1, MOST_CELLS * _CELL.size)
+        words.cells = ffi.cast("struct fastdump_cell *", ffi.from_buffer(self._cells))
+        words.cell_capacity, words.cell_pages = MOST_CELLS, 1
         words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
 
     def _own(self, kind: str, content: Any) -> Any:
@@ -155,9 +171,15 @@ class Words:
         ]
 
     @property
-    def pages(self) -> dict[str, int]:
-        """How many pages of 4 KiB are of each class."""
-        return dict(zip(PAGE_CLASSES, self._words.pages, strict=True))
+    def cells(self) -> list[Cell]:
+        """What was fed, in its order; at most MOST_CELLS, however much it was."""
+        view = memoryview(self._cells)[: self._words.cell_count * _CELL.size]
+        return [Cell(address, pages) for address, _, *pages in _CELL.iter_unpack(view)]
+
+    @property
+    def cell_size(self) -> int:
+        """Bytes of a cell that is full."""
+        return int(self._words.cell_pages) * _CLASS_PAGE
 
     @property
     def stale(self) -> int:

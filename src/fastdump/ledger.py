@@ -92,11 +92,11 @@ class Ledger:
             objects: For each region the objects of Python in it.
         """
         self._close()
-        resident = _resident(source)
+        present = resident(source)
         totals = dict(self._totals)
         for number, (region, label) in enumerate(zip(source.regions, source.labels, strict=True)):
             chunks = self._chunks.get(number, 0)
-            found = resident[number]
+            found = present[number]
             if label.kind not in STACKS and not region.has_file:  # of a file, others may be too
                 found = self._read.get(number, found)
             totals[self._bucket(region, label, objects.get(number, 0))] += found - chunks
@@ -117,7 +117,7 @@ class Ledger:
         return PYTHON if objects << 20 > _OBJECTS * region.length else UNKNOWN
 
 
-def _resident(source: Source) -> list[int]:
+def resident(source: Source) -> list[int]:
     """For each region what is in RAM; of a dump what it has."""
     if isinstance(source, LiveSource):
         return source.process.resident(source.regions)

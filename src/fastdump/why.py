@@ -18,8 +18,10 @@ from fastdump._words import (
     FURTHER,
     GLOBAL,
     MOST_MODULES,
+    PAGE_CLASSES,
     PARENT,
     TIERS,
+    Cell,
     Heap,
     Hit,
     ModuleRange,
@@ -96,6 +98,7 @@ class Why(Gaps):
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
         sizes: The live chunks of malloc by size.
+        cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
         problems: What is not known, or not sure: sentences.
     """
 
@@ -107,7 +110,8 @@ class Why(Gaps):
     types: list[TypeShare]
     templates: list[Template]
     sizes: list[SizeClass]
-    pages: dict[str, int]
+    cells: list[Cell]
+    cell_size: int
     problems: list[str]
     gaps: list[Gap]
     suspects: list[Suspect] = field(default_factory=list)
@@ -121,6 +125,12 @@ class Why(Gaps):
     @property
     def live_bytes(self) -> int:
         return self.heap.live_bytes if self.heap else 0
+
+    @property
+    def pages(self) -> dict[str, int]:
+        """How many pages of 4 KiB are of each class."""
+        sums = (sum(cell.pages[n] for cell in self.cells) for n in range(len(PAGE_CLASSES)))
+        return dict(zip(PAGE_CLASSES, sums, strict=True))
 
     @property
     def tiers(self) -> dict[str, int]:
@@ -258,7 +268,8 @@ class _Inquiry:
             types=self._type_shares(words, python, counter, count),
             templates=self._templates(count) if strings else [],
             sizes=size_classes(self._heap.segments),
-            pages=words.pages,
+            cells=words.cells,
+            cell_size=words.cell_size,
             problems=self._problems,
             gaps=merged(self._gaps),
         )

@@ -1,0 +1,82 @@
+"""``fastdump report``: what fills a source, as one page for a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from fastdump.cli.options import OrderedCommand, complain_of_gaps, rules_of
+from fastdump.errors import UsageError, output_failed
+from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
+from fastdump.sources import open_source
+from fastdump.text import printable, size
+from fastdump.url import shown
+
+_COUNT = 30  # lines of each table
+
+
+@click.command(name="report", cls=OrderedCommand)
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    default="report.html",
+    show_default=True,
+    help="File to write; - is standard output.",
+)
+@click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--exclude", multiple=True, metavar="RULE", help="Leave out what RULE matches.")
+@click.option(
+    "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: str,
+    output: str,
+    no_strings: bool,
+    force: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> int:
+    """Write one HTML page on what fills the memory of SOURCE, a pid or a dump.
+
+    A map of the address space, what pages hold, and what `fastdump why` tells: ledger, modules,
+    types, text. The page is complete in itself: it makes no request. It needs
+    `pip install 'fastdump[report]'`.
+    """
+    from fastdump.report import report
+    from fastdump.why import why
+
+    if output == STANDARD_OUTPUT and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
+    check_output(output, force)
+    with open_source(source) as opened:
+        found = why(
+            opened, rules=rules_of(ctx, include, exclude), count=_COUNT, strings=not no_strings
+        )
+        page = report(opened, found)
+    _write(page, output, force)
+    if output != STANDARD_OUTPUT:
+        click.echo(f"{printable(shown(output))}: {size(len(page))}")
+    complain_of_gaps(found)
+    return found.exit_code
+
+
+def _write(page: bytes, output: str, force: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        with created(output):
+            place = open_output(output, force)
+            stack.callback(place.abort)  # does nothing once it is whole
+        try:
+            stream = place.stream()
+            stream.write(page)
+            stream.flush()
+            place.commit()
+        except OSError as error:
+            raise output_failed(shown(output), error) from None
