@@ -102,7 +102,9 @@ def command(
         )
     if report.lost:
         length = sum(gap.end - gap.start for gap in report.lost)
-        click.echo(f"fastdump: incomplete: {size(length)} of {shown(source)} are lost", err=True)
+        click.echo(
+            f"fastdump: incomplete: {size(length)} of {printable(shown(source))} are lost", err=True
+        )
     return report.exit_code
 
 
@@ -119,7 +121,9 @@ def _write_ranges(source: Source, texts: tuple[str, ...], output: str, force: bo
         stream.flush()
         place.commit()
     for gap in gaps:
-        click.echo(f"fastdump: {gap.start:x}-{gap.end:x}: {gap.reason}: zeros instead", err=True)
+        click.echo(
+            f"fastdump: {gap.start:x}-{gap.end:x}: {printable(gap.reason)}: zeros instead", err=True
+        )
     return EXIT_GAPS if gaps else EXIT_COMPLETE
 
 

@@ -17,6 +17,7 @@ from fastdump.hexdump import GROUP, MOST_WIDTH, WIDTH, Hexdump, digits_of
 from fastdump.region import Range
 from fastdump.source import Chunk, Source, Zeros
 from fastdump.sources import open_source
+from fastdump.text import printable
 
 _WORD = 8  # bytes of a pointer
 _MOST_NAMES = 1 << 16  # of pointers, remembered
@@ -63,7 +64,7 @@ def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     default="auto",
     show_default=True,
     help="Tell classes of bytes apart: NUL grey, printable cyan, white space green, other ASCII "
-    "magenta, above 0x7f yellow.  auto: on a terminal, unless NO_COLOR is set.",
+    "magenta, above 0x7f yellow.  auto: on a terminal, unless NO_COLOR is set or TERM is dumb.",
 )
 @click.option(
     "--follow-pointers",
@@ -90,7 +91,10 @@ def command(
     is 3.
     """
     colored = color == "always" or (
-        color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        color == "auto"
+        and sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
     )
     with open_source(source) as opened:
         ranges = [found for text in addresses for found in ranges_of(text, opened, length)]
@@ -121,7 +125,8 @@ def _show(source: Source, each: Range, lines: Hexdump | _Followed, digits: int) 
         if isinstance(part, Gap):
             finish()
             begun = complete = False
-            click.echo(f"fastdump: {part.start:x}-{part.end:x}: {part.reason}", err=True)
+            reason = printable(part.reason)
+            click.echo(f"fastdump: {part.start:x}-{part.end:x}: {reason}", err=True)
             continue
         if not begun:
             lines.begin(part.address if isinstance(part, Chunk) else part.start)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,8 +155,7 @@ def _print_regions(found: dict[str, Any]) -> None:
         for row in found["regions"]
     ]
     print_table(head, rows, right=range(1, 4))
-    if not sys.stdout.isatty():
-        print()
+    print()
 
 
 def _print_labels(found: dict[str, Any]) -> None:

@@ -175,6 +175,5 @@ def _print_text(rows: list[Row], totals: dict[str, dict[str, int]]) -> None:
     total_head = ("label", "regions", "size", "resident", "swapped", "resident in dump")
     dim = {number for number, row in enumerate(cells) if row[6] == "-"}
     print_table(_HEAD, cells, right=range(1, 4), dim=dim)
-    if not sys.stdout.isatty():
-        print()
+    print()
     print_table(total_head, total_cells, right=range(1, 6))

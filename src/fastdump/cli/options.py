@@ -255,7 +255,7 @@ def complain_of_gaps(report: Gaps) -> None:
         lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
         click.echo(f"fastdump: incomplete: {size(lost)} could not be read", err=True)
         for reason in sorted({gap.reason for gap in report.unexpected_gaps}):
-            click.echo(f"  gap: {reason}", err=True)
+            click.echo(f"  gap: {printable(reason)}", err=True)
 
 
 def stats_of(report: Sweep) -> str:
