@@ -175,7 +175,8 @@ def test_a_dump_has_the_page_of_its_process(tmp_path: Path) -> None:
     with targets.start("hostile", "plain") as target:
         dump = tmp_path / "dump.core"
         subprocess.run([*FASTDUMP, "dump", str(target.pid), "-f", "core", "-o", dump, "-q"])
-        live = write(target.pid, tmp_path / "live.html").data
+        live = write(target.pid, tmp_path / "live.html", "--pause", "fork").data
+        assert live["name"] == str(target.pid)
     dumped = write(dump, tmp_path / "dump.html").data
     for key in ("cells", "modules", "kinds"):
         assert live[key] == dumped[key]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from fastdump.cli.options import OrderedCommand, complain_of_gaps, rules_of
+from fastdump.cli.options import OrderedCommand, complain_of_gaps, opened, pause_options, rules_of
 from fastdump.errors import UsageError, output_failed
 from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
 from fastdump.sources import open_source
@@ -34,15 +35,18 @@ _COUNT = 30  # lines of each table
 @click.option(
     "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
 )
+@pause_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     source: str,
     output: str,
     no_strings: bool,
     force: bool,
     include: Sequence[str],
     exclude: Sequence[str],
+    **pausing: Any,
 ) -> int:
     """Write one HTML page on what fills the memory of SOURCE, a pid or a dump.
 
@@ -56,11 +60,12 @@ def command(
     if output == STANDARD_OUTPUT and sys.stdout.isatty():
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     check_output(output, force)
-    with open_source(source) as opened:
-        found = why(
-            opened, rules=rules_of(ctx, include, exclude), count=_COUNT, strings=not no_strings
-        )
-        page = report(opened, found)
+    rules = rules_of(ctx, include, exclude)
+    pausing["stats"] = pausing["pause"] is not None
+    with opened(source, pausing) as dump:
+        memory = dump or open_source(source)  # what is no dump is an error, which that raises
+        found = why(memory, rules=rules, count=_COUNT, strings=not no_strings)
+        page = report(memory, found)
     _write(page, output, force)
     if output != STANDARD_OUTPUT:
         click.echo(f"{printable(shown(output))}: {size(len(page))}")
