@@ -553,6 +553,15 @@ def test_a_terminal_gets_no_control_codes(tmp_path: Path) -> None:
     assert _on_a_terminal("-U", "highlight", path)[-1] == red
 
 
+def test_a_terminal_shows_text_where_it_is(tmp_path: Path) -> None:
+    """No mark of another writing direction, and no way back over what was written."""
+    path = tmp_path / "data"
+    path.write_bytes("left \u202e\u2066\u200f\u061c é\0back\r\v\f \0".encode())
+    assert lines_of("-w", path).endswith(b"back\r\v\f \n")
+    assert _on_a_terminal("-U", "locale", path)[0] == "left ???? é".encode()
+    assert _on_a_terminal("-w", path)[-1] == b"back??? "
+
+
 def _on_a_terminal(*args: object) -> list[bytes]:
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as terminal:

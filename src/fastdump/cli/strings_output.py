@@ -39,9 +39,13 @@ from fastdump.top import top
 
 # A set of as many 64-bit hashes takes about 130 MB.
 _MOST_UNIQUE = 2_000_000
-# C1 control codes: to some terminals as good as escape codes.
-_CONTROL = re.compile(rb"\xc2[\x80-\x9f]")
-_C1_MASKED = bytes(ord("?") if 0x80 <= byte < 0xA0 else byte for byte in range(256))
+# What steers a terminal, by where it can come from: C1 control codes; those in UTF-8, and marks of
+# writing direction, by which text looks like other text; ways back to what was written.
+_STEERING = {
+    "S": rb"[\x80-\x9f]",
+    "U": rb"\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8e\x8f\xaa-\xae]|\xe2\x81[\xa6-\xa9]",
+    "-w": rb"[\r\v\f]",
+}
 
 
 @dataclass(frozen=True)
@@ -376,12 +380,12 @@ def open_output(wanted: Wanted, stack: contextlib.ExitStack) -> Output:
 
 
 def _writer(query: Query) -> Callable[[bytes | memoryview], None]:
-    """Writes to standard output; to a terminal without control codes of the target's."""
-    if sys.stdout.isatty():
-        if "S" in query.encodings:
-            return lambda data: _write_all(bytes(data).translate(_C1_MASKED))
-        if "U" in query.encodings:
-            return lambda data: _write_all(_CONTROL.sub(b"?", bytes(data)))
+    """Writes to standard output; to a terminal nothing of the target's that steers it."""
+    sources = {*query.encodings, *(["-w"] if query.whitespace else [])}
+    steering = [pattern for source, pattern in _STEERING.items() if source in sources]
+    if steering and sys.stdout.isatty():
+        pattern = re.compile(b"|".join(steering))
+        return lambda data: _write_all(pattern.sub(b"?", bytes(data)))
     return _write_all
 
 
