@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -34,21 +35,29 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[str] = []
         self.texts: dict[str, str] = {}  # of elements that have an id
+        self.legend: list[str] = []  # of the map
+        self._in_legend = False
         self._id = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         self._id = dict(attrs).get("id") or ""
+        if tag == "div":
+            self._in_legend = self._id == "map-legend"
         if tag == "tr":
             self.rows.append("")
 
     def handle_endtag(self, tag: str) -> None:
         self._id = ""
+        if tag == "div":
+            self._in_legend = False
 
     def handle_data(self, data: str) -> None:
         if self.rows:
             self.rows[-1] += data + " "
+        if self._in_legend:
+            self.legend.append(data)
         if self._id:
             self.texts[self._id] = self.texts.get(self._id, "") + data
 
@@ -112,6 +121,46 @@ def test_a_browser_draws_it_and_takes_no_name_as_markup(
     for name in [*NAMES, EXE]:
         text = printable(name.decode("utf-8", "surrogateescape"))
         assert any(text in row for row in shown.rows), text
+
+
+# Waits until the page is drawn, then moves the mouse over both pictures, and changes the colours.
+POINTING = """<script>
+const waiting = setInterval(() => {
+  if (!document.body.dataset.drawn) return;
+  clearInterval(waiting);
+  for (const id of ["strip", "map"]) {
+    const area = document.querySelector(`#${id} .nsewdrag`), box = area.getBoundingClientRect();
+    const x = box.left + box.width * 0.3, y = box.top + box.height * 0.7;
+    const at = { bubbles: true, clientX: x, clientY: y };
+    for (const type of ["mouseover", "mousemove"]) area.dispatchEvent(new MouseEvent(type, at));
+  }
+  document.getElementById("map-by").value = "kind";
+  document.getElementById("map-by").dispatchEvent(new Event("change"));
+}, 20);
+</script>"""
+
+
+def test_pointing_at_a_picture_tells_what_is_there(
+    attacked: tuple[int, Path, Page], tmp_path: Path
+) -> None:
+    _, path, page = attacked
+    changed = tmp_path / "pointed.html"
+    bare = re.sub(
+        "<meta http-equiv[^>]*>", "", path.read_text(), count=1
+    )  # it allows no script more
+    changed.write_text(bare.replace("</body>", f"{POINTING}</body>"))
+    shown, complaints = show(changed)
+    assert complaints == []
+    start, end, told = re.split("[- ]", shown.texts["strip-detail"], maxsplit=2)
+    strip = next(strip for strip in page.data["strips"] if strip[:2] == [start, end])
+    assert page.data["kinds"][strip[5]] in told
+    assert strip[7] in told
+    address, told = shown.texts["map-detail"].split(" ", 1)
+    number = page.data["cells"]["start"].index(address)
+    assert page.data["kinds"][page.data["cells"]["kind"][number]] in told
+    assert any(f"1 page {name}" in told for name in PAGE_CLASSES)
+    kinds = {page.data["kinds"][kind] for kind in page.data["cells"]["kind"]}
+    assert {text for text in shown.legend if text} == kinds
 
 
 def test_the_page_asks_nobody_for_anything(attacked: tuple[int, Path, Page]) -> None:

@@ -137,7 +137,7 @@ function drawMap() {
       if (n === null) return;
       const holds = data.classes.map((name, i) => [cells.pages[n][i], name]).filter(([pages]) => pages);
       byId("map-detail").textContent = `${cells.start[n]}  ${data.kinds[cells.kind[n]]}\n`
-        + holds.map(([pages, name]) => `${count(pages)} pages ${name}`).join(", ");
+        + holds.map(([pages, name]) => `${count(pages)} ${pages === 1 ? "page" : "pages"} ${name}`).join(", ");
     });
   });
 }
