@@ -23,6 +23,9 @@ from fastdump.errors import (
 # The largest block that comes and goes often: a frame of 4 MiB, and what it was unpacked from.
 _KEPT = 8 << 20
 
+# Set by the code of `fastdump completion`: what the shell asks for.
+COMPLETE = "_FASTDUMP_COMPLETE"
+
 _COMMANDS = {
     "maps": "Show every region of a process, and what would be dumped of it.",
     "dump": "Dump the memory of a live process.",
@@ -34,6 +37,7 @@ _COMMANDS = {
     "diff": "Tell what grew between two sources, or pages that `why --save` wrote.",
     "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",
+    "completion": "Print what makes bash, zsh or fish complete fastdump's commands.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
 
@@ -105,6 +109,10 @@ def main(args: list[str] | None = None) -> Any:
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGHUP, _interrupt)
         _open_standard_streams()
+        if COMPLETE in os.environ:
+            from click.shell_completion import shell_complete
+
+            raise SystemExit(shell_complete(cli, {}, "fastdump", COMPLETE, os.environ[COMPLETE]))
         # Not cli.main(): it has ends of its own for a broken pipe and for Ctrl-C.
         with cli.make_context("fastdump", sys.argv[1:] if args is None else args) as context:
             code = cli.invoke(context)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
 from fastdump.errors import CorruptDump
 from fastdump.growth import LONG, growth
@@ -19,8 +20,8 @@ _MOST_PAGE = 64 << 20
 
 
 @click.command(name="diff")
-@click.argument("old", metavar="A")
-@click.argument("new", metavar="B")
+@click.argument("old", metavar="A", shell_complete=complete_source)
+@click.argument("new", metavar="B", shell_complete=complete_source)
 @click.option(
     "--top",
     "count",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import click
 
+from fastdump.cli.completion import complete_pid
 from fastdump.cli.options import (
     OrderedCommand,
     check_level,
@@ -34,7 +35,7 @@ from fastdump.text import printable, size
 
 
 @click.command(name="dump", cls=OrderedCommand)
-@click.argument("pid", type=int)
+@click.argument("pid", type=int, shell_complete=complete_pid)
 @click.option(
     "-o",
     "--output",

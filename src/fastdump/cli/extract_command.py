@@ -10,6 +10,7 @@ import sys
 import click
 
 from fastdump.addresses import ranges_of
+from fastdump.cli.completion import complete_region, complete_source
 from fastdump.cli.options import check_level, progress_bar
 from fastdump.dumped import Dumped
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, UsageError
@@ -25,8 +26,8 @@ _DEFAULTS = {"lz4": "core", "core": "lz4", "raw": "lz4", "raw-lz4": "lz4"}
 
 
 @click.command(name="extract")
-@click.argument("source")
-@click.argument("ranges", metavar="[RANGE]...", nargs=-1)
+@click.argument("source", shell_complete=complete_source)
+@click.argument("ranges", metavar="[RANGE]...", nargs=-1, shell_complete=complete_region)
 @click.option(
     "-f",
     "--format",

@@ -12,6 +12,7 @@ import click
 
 from fastdump._native import Gap
 from fastdump.addresses import DEFAULT_LENGTH, parse_length, ranges_of
+from fastdump.cli.completion import complete_region, complete_source
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS
 from fastdump.hexdump import GROUP, MOST_WIDTH, WIDTH, Hexdump, digits_of
 from fastdump.region import Range
@@ -28,8 +29,14 @@ def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 
 
 @click.command(name="hexdump")
-@click.argument("source", metavar="SOURCE")
-@click.argument("addresses", metavar="ADDRESS[+LENGTH|-END]...", nargs=-1, required=True)
+@click.argument("source", metavar="SOURCE", shell_complete=complete_source)
+@click.argument(
+    "addresses",
+    metavar="ADDRESS[+LENGTH|-END]...",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_region,
+)
 @click.option(
     "-n",
     "--length",

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fastdump.cli.completion import complete_source
 from fastdump.cli.table import print_table
 from fastdump.description import describe
 from fastdump.dumped import Dumped
@@ -28,7 +29,7 @@ _MOST_ROWS = 20
 
 
 @click.command(name="info")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_source)
 @click.option("--regions", is_flag=True, help="Show every region, not only the sums of labels.")
 @click.option(
     "--verify",

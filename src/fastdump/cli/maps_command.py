@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from fastdump._native import Residency
+from fastdump.cli.completion import complete_pid
 from fastdump.cli.options import OrderedCommand, preset_of, rules_of, selection_options
 from fastdump.cli.table import print_table
 from fastdump.dump import FORMATS
@@ -50,7 +51,7 @@ _HEAD = ("address", "size", "resident", "swapped", "perms", "label", "dump", "wh
 
 
 @click.command(name="maps", cls=OrderedCommand)
-@click.argument("pid", type=int)
+@click.argument("pid", type=int, shell_complete=complete_pid)
 @click.option(
     "-f",
     "--format",

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from fastdump._search import Hit
+from fastdump.cli.completion import complete_source
 from fastdump.cli.options import (
     OrderedCommand,
     complain_of_gaps,
@@ -109,7 +110,7 @@ class Output:
 
 
 @click.command(name="search", cls=OrderedCommand)
-@click.argument("source")
+@click.argument("source", shell_complete=complete_source)
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
 @click.option(
     "-f",

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from fastdump._strings import MOST_LENGTH, Query
+from fastdump.cli.completion import complete_source
 from fastdump.cli.options import (
     OrderedCommand,
     complain,
@@ -96,7 +97,7 @@ def _unicode(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 @click.command(name="strings", cls=_StringsCommand)
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, shell_complete=complete_source)
 @click.option(
     "-n",
     "--bytes",

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fastdump.addresses import short_name
+from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import OrderedCommand, opened, pause_options, rules_of, seconds_of
 from fastdump.cli.table import print_table
@@ -25,7 +26,7 @@ _MOST_TEXT = 100
 
 
 @click.command(name="why", cls=OrderedCommand)
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=complete_source)
 @click.option(
     "--top",
     "count",
