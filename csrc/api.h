@@ -663,10 +663,10 @@ struct fastdump_words {
     const struct fastdump_module_range *ranges; /* in address order; at least one */
     uint64_t range_count;
     uint64_t last_range;
-    struct fastdump_heap heap; /* every segment with owners, all zero at first */
-    struct fastdump_range heap_window;
-    struct fastdump_pointed *hits; /* all zero at first */
-    uint64_t capacity;             /* a power of 2 */
+    struct fastdump_heap heap;             /* every segment with owners, all zero at first */
+    struct fastdump_range heap_windows[3]; /* all segments lie in them */
+    struct fastdump_pointed *hits;         /* all zero at first */
+    uint64_t capacity;                     /* a power of 2 */
     uint64_t used;
     uint64_t lost;                /* words for whose target there was no room */
     uint64_t stale;               /* words in free chunks: not counted */

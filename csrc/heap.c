@@ -71,9 +71,9 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
             size > segment->end - segment->next)
             return -EILSEQ;
         mark(segment->begins, (segment->next - segment->start) / 16);
-        uint64_t behind = segment->next + size;
+        uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
         if ((size == 0x250 || size == 0x290 || size == 0x300) &&
-            (behind > end || may_be_cache(bytes + (segment->next + 16 - address), size)) &&
+            (behind + 8 > end || may_be_cache(bytes + (segment->next + 16 - address), size)) &&
             segment->caches_found < segment->caches_capacity)
             segment->caches[segment->caches_found++] = segment->next;
         segment->last = segment->next;

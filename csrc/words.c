@@ -14,7 +14,8 @@
 #define VECTORISED
 #endif
 
-#define BLOCK 16
+/* GCC 12 unrolls a loop over 16 words and then does not vectorise it: 5 GB/s instead of 31. */
+#define BLOCK 32
 #define NO_LIMIT UINT64_MAX
 
 /* --- filters ---------------------------------------------------------------------------- */
@@ -279,33 +280,33 @@ void fastdump_words_settle(struct fastdump_words *words) {
 
 /* --- parents ---------------------------------------------------------------------------- */
 
+/* Whose the chunks are that the chunk at hand points to: 0 if it has no owner to give. */
+static uint32_t given(const struct fastdump_place *place, uint32_t tier) {
+    if (!place->live || !place->segment)
+        return 0;
+    uint32_t owner = *owner_of(place->segment, place->chunk);
+    if (!(owner & FASTDUMP_NOT_DIRECT))
+        return owner;
+    return tier == FASTDUMP_PARENT ? 0 : owner & (FASTDUMP_NOT_DIRECT - 1);
+}
+
 uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, uint64_t length,
                                uint64_t address, uint32_t module, uint32_t tier) {
     const uint64_t *found = data;
     uint64_t count = length / 8, at = 0, news = 0;
     struct fastdump_place *place = &words->place, target = words->target;
-    uint32_t owner = module;
-    while (at < count) {
-        if (!module) {
-            if (!is_at(place, address + at * 8))
+    uint32_t owner = module ? module : given(place, tier);
+    while ((at = next_block(found, at, count, words->heap_windows)) < count) {
+        uint64_t end = count - at < BLOCK ? count : at + BLOCK;
+        for (; at < end; at++) {
+            uint64_t word = found[at];
+            if (!is_in(words->heap_windows, word))
+                continue;
+            if (!module && !is_at(place, address + at * 8)) {
                 move_to(place, &words->heap, address + at * 8);
-            owner = 0;
-            if (place->live && place->segment)
-                owner = *owner_of(place->segment, place->chunk);
-            if (owner & FASTDUMP_NOT_DIRECT)
-                owner = tier == FASTDUMP_PARENT ? 0 : owner & (FASTDUMP_NOT_DIRECT - 1);
-        }
-        uint64_t end = count;
-        if (!module && place->end + FASTDUMP_CHUNK_HEADER - address < length)
-            end = (place->end + FASTDUMP_CHUNK_HEADER - address + 7) / 8;
-        if (!owner) {
-            at = end > at ? end : at + 1;
-            continue;
-        }
-        while (at < end) {
-            uint64_t word = found[at++];
-            if (word - words->heap_window.start >=
-                words->heap_window.end - words->heap_window.start)
+                owner = given(place, tier);
+            }
+            if (!owner)
                 continue;
             struct fastdump_segment *segment = segment_of(&target, &words->heap, word);
             uint64_t chunk = segment ? fastdump_chunk_of(segment, word) : 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import struct
@@ -185,3 +186,36 @@ def test_a_heap_that_makes_no_sense_is_told(in_tmp: Path) -> None:
         heap = walk_glibc(source)
     assert heap
     assert any(f"no chunk at {victim:#x}" in problem for problem in heap.problems)
+
+
+POINTERS = """
+import ctypes, json, sys
+calloc = ctypes.CDLL(None).calloc
+calloc.restype, calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
+sizes = {0x2F8: 152, 0x288: 128, 0x248: 64}  # of a cache of each layout, and of its counts
+held = []
+for size, counts in sizes.items():
+    pointers = [calloc(1, 64) for _ in range((size - counts) // 8)]
+    place = calloc(1, size)
+    ctypes.memmove(place + counts, (ctypes.c_uint64 * len(pointers))(*pointers), size - counts)
+    held += [place, *pointers]
+print("ready", json.dumps(held), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_array_of_pointers_is_no_cache_of_a_thread() -> None:
+    """Though it is as long as one, and what it points to could be a list of one chunk."""
+    command = [sys.executable, "-c", POINTERS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        held = json.loads(process.stdout.readline().removeprefix(b"ready"))
+        with attach(process.pid) as source:
+            heap = walk_glibc(source)
+        process.communicate()
+    assert heap
+    assert heap.problems == []
+    for place in held:
+        chunk = heap.chunk_at(place - 16)
+        assert chunk
+        assert not chunk[2]

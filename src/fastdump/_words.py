@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import mmap
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,10 +105,12 @@ def windows_of(ranges: Iterable[Range]) -> list[Range]:
             found[-1] = Range(found[-1].start, max(end, found[-1].end))
         else:
             found.append(Range(start, end))
-    while len(found) > _WINDOWS:
-        nearest = min(range(1, len(found)), key=lambda n: found[n].start - found[n - 1].end)
-        found[nearest - 1 : nearest + 1] = [Range(found[nearest - 1].start, found[nearest].end)]
-    return found
+    if not found:
+        return []
+    gaps = range(1, len(found))
+    widest = heapq.nlargest(_WINDOWS - 1, gaps, lambda n: found[n].start - found[n - 1].end)
+    cuts = [0, *sorted(widest), len(found)]
+    return [Range(found[a].start, found[b - 1].end) for a, b in itertools.pairwise(cuts)]
 
 
 class Words:
@@ -124,8 +128,8 @@ class Words:
         words.ranges = self._own("struct fastdump_module_range[]", [(*r, 0) for r in ranges])
         words.range_count = len(ranges)
         words.heap = heap.c
-        if heap.segments:
-            words.heap_window = (heap.segments[0].start, heap.segments[-1].next)
+        for number, window in enumerate(windows_of(Range(s.start, s.next) for s in heap.segments)):
+            words.heap_windows[number] = tuple(window)
         self._hits = mmap.mmap(-1, _CAPACITY * _HIT.size)
         words.hits = ffi.cast("struct fastdump_pointed *", ffi.from_buffer(self._hits))
         words.capacity = _CAPACITY

@@ -37,8 +37,11 @@ _HEAP_SIZES = (64 << 20, 8 << 20, 4 << 30)
 _HEAP_INFO = struct.Struct("<QQQQ")  # ar_ptr, prev, size, mprotect_size
 _HEAP_INFO_SIZES = (0x20, 0x30)  # 2.35 added a member, and padding
 _MOST_FAST = 1 << 24  # chunks of one list
-# tcache_perthread_struct by the size of its chunk: bins, and the layout of their counts.
-_CACHES = {0x250: (64, "64B"), 0x290: (64, "64H"), 0x300: (76, "")}
+_MOST_STRAYS, _MOST_ALONE = 3, 64
+# tcache_perthread_struct by the size of its chunk: bins, and what a count is. The first 64 bins
+# have chunks of 32 bytes, 48 and so on.
+_CACHES = {0x250: (64, "B"), 0x290: (64, "H"), 0x300: (76, "H")}
+_CACHE_2_42 = 0x300  # its counts say how many more there may be
 _MODULES = re.compile(r"/libc[.-][^/]*$")
 
 
@@ -143,21 +146,18 @@ class _Walk:
         for arena in arenas:
             self._walk(arena)
         heaps = sorted(range_ for arena in arenas for range_ in arena.heaps)
-        heap = GlibcHeap(arenas, list(self._mapped(heaps)), problems=self._problems)
+        mapped = self._without_strays(list(self._mapped(heaps)), param)
+        heap = GlibcHeap(arenas, mapped, problems=self._problems)
         heap.index()
         self._count(heap)
         self._check(heap, param)
         return heap
 
     def _brk(self) -> Range:
-        return next(
-            (
-                Range(region.start, region.end)
-                for region, label in zip(self._source.regions, self._source.labels, strict=True)
-                if label.kind is Kind.HEAP
-            ),
-            Range(0, 0),
-        )
+        """From the start of the heap to its end: what a forked process adds is a region more."""
+        both = zip(self._source.regions, self._source.labels, strict=True)
+        heap = [region for region, label in both if label.kind is Kind.HEAP]
+        return Range(heap[0].start, heap[-1].end) if heap else Range(0, 0)
 
     # --- arenas --------------------------------------------------------------------------
 
@@ -308,6 +308,26 @@ class _Walk:
                 if isinstance(part, Chunk):
                     yield from chunks.feed(part.address, part.data)
 
+    def _without_strays(self, mapped: list[Range], param: _Param | None) -> list[Range]:
+        """Other memory may look like a mapped chunk: malloc's totals tell which are too many.
+
+        Only what touches neither another one nor an end of its region may be that.
+        """
+        if not param or not 0 < len(mapped) - param.n_mmaps <= _MOST_STRAYS:
+            return mapped
+        starts, ends = (
+            {r.start for r in self._source.regions},
+            {r.end for r in self._source.regions},
+        )
+        starts |= {each.end for each in mapped}
+        ends |= {each.start for each in mapped}
+        alone = [each for each in mapped if each.start not in starts and each.end not in ends]
+        more = sum(end - start for start, end in mapped) - param.mmapped_mem
+        for strays in itertools.combinations(alone[:_MOST_ALONE], len(mapped) - param.n_mmaps):
+            if sum(end - start for start, end in strays) == more:
+                return [each for each in mapped if each not in strays]
+        return mapped
+
     def _count(self, heap: GlibcHeap) -> None:
         for arena in heap.arenas:
             for first in arena.fast:
@@ -340,19 +360,27 @@ class _Walk:
         found = heap.chunk_at(chunk)
         if not found or found[2]:
             return
-        bins, counts_layout = _CACHES[found[1] - found[0]]
-        raw = self._source.read(chunk + 16, found[1] - found[0] - 16)
-        if counts_layout:
-            counts: Sequence[int] = struct.unpack_from("<" + counts_layout, raw)
-            entries = struct.unpack_from(f"<{bins}Q", raw, struct.calcsize(counts_layout))
-        else:
-            entries = struct.unpack_from(f"<{bins}Q", raw, bins * 2)
-            counts = [-1] * bins
-        lists = [list(self._follow(heap, entry, HEADER)) for entry in entries]
-        for each, count in zip(lists, counts, strict=True):
-            if None in each or count not in (-1, len(each)):
-                return  # it is something else
-        for start, end in filter(None, itertools.chain(*lists)):
+        size = found[1] - found[0]
+        bins, count_layout = _CACHES[size]
+        # The last word of what a program has of a chunk lies in the next one.
+        raw = self._source.read(chunk + HEADER, size - 8)
+        layout = struct.Struct(f"<{bins}{count_layout}")
+        counts = layout.unpack_from(raw)
+        entries = struct.unpack_from(f"<{bins}Q", raw, layout.size)
+        lists: list[list[Range]] = []
+        for number, entry in enumerate(entries):
+            lists.append([])
+            for each in self._follow(heap, entry, HEADER):
+                if not each or (number < 64 and each.end - each.start != 32 + 16 * number):
+                    return  # it is something else
+                lists[-1].append(each)
+        lengths = tuple(map(len, lists))
+        if size == _CACHE_2_42:
+            if len({count + length for count, length in zip(counts, lengths, strict=True)}) != 1:
+                return
+        elif counts != lengths:
+            return
+        for start, end in itertools.chain(*lists):
             segment = heap.segment_at(start)
             assert segment
             segment.release(start)
