@@ -567,8 +567,11 @@ struct fastdump_size_class {
     uint64_t bytes;
 };
 
-/* Add the live chunks of a segment to 65 classes: number n has those of 2^(n-1) + 1 to 2^n bytes.
+/*
+ * Add the live chunks of a segment to SIZE_CLASSES for each of FASTDUMP_MODULES, their owners, 0
+ * being none: number n has those of 2^(n-1) + 1 to 2^n bytes.
  */
+#define FASTDUMP_SIZE_CLASSES 65
 void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret);
 
@@ -632,11 +635,11 @@ struct fastdump_owned {
 
 /* Words that point to exactly one address in a module. */
 struct fastdump_pointed {
-    uint64_t target; /* 0: free */
+    uint64_t target;     /* 0: free */
+    uint64_t size_class; /* of the chunks whose first word they are; 0: they are no first words */
     uint64_t count;
-    uint64_t firsts;  /* how many are the first word of a chunk, */
-    uint64_t bytes;   /* and of these the chunks */
-    uint64_t example; /* the address of one of them */
+    uint64_t bytes;   /* of these chunks */
+    uint64_t example; /* the address of one of the words */
 };
 
 struct fastdump_vote {

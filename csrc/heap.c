@@ -133,11 +133,14 @@ static uint64_t mapping_of(const unsigned char *page, uint64_t page_size) {
 
 void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret) {
-    uint64_t chunk = fastdump_chunk_from(segment, 0);
+    uint64_t chunk = segment->begins ? fastdump_chunk_from(segment, 0) : segment->start;
     while (chunk < segment->next) {
         uint64_t end = fastdump_chunk_end(segment, chunk);
         if (!fastdump_chunk_is_free(segment, chunk)) {
-            struct fastdump_size_class *found = &classes_ret[64 - __builtin_clzll(end - chunk - 1)];
+            uint64_t owner = segment->owners ? segment->owners[(chunk - segment->start) / 32] : 0;
+            struct fastdump_size_class *found =
+                &classes_ret[owner % FASTDUMP_NOT_DIRECT * FASTDUMP_SIZE_CLASSES +
+                             fastdump_size_class_of(end - chunk)];
             found->chunks++;
             found->bytes += end - chunk;
         }

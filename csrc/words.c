@@ -115,14 +115,17 @@ static uint32_t module_of(struct fastdump_words *words, uint64_t target) {
 
 /* --- hits ------------------------------------------------------------------------------- */
 
-static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t target) {
-    uint64_t mask = words->capacity - 1, at = (target >> 3) * 0x9e3779b97f4a7c15u >> 20 & mask;
-    while (words->hits[at].target != target) {
+static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t target,
+                                       uint64_t size_class) {
+    uint64_t mask = words->capacity - 1;
+    uint64_t at = ((target >> 3) + size_class) * 0x9e3779b97f4a7c15u >> 20 & mask;
+    while (words->hits[at].target != target || words->hits[at].size_class != size_class) {
         if (!words->hits[at].target) {
             if (words->used >= words->capacity / 4 * 3)
                 return NULL;
             words->used++;
             words->hits[at].target = target;
+            words->hits[at].size_class = size_class;
             break;
         }
         at = (at + 1) & mask;
@@ -178,13 +181,12 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
         return;
     }
     bool in_heap = place->segment, first = in_heap && address == place->chunk + 16;
-    struct fastdump_pointed *hit = hit_of(words, target);
+    uint64_t size = first ? place->end - place->chunk : 0;
+    struct fastdump_pointed *hit = hit_of(words, target, first ? fastdump_size_class_of(size) : 0);
     if (hit) {
-        if (first || !hit->count)
-            hit->example = address;
+        hit->example = address;
         hit->count++;
-        hit->firsts += first;
-        hit->bytes += first ? place->end - place->chunk : 0;
+        hit->bytes += size;
     } else {
         words->lost++;
     }

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import targets
-from fastdump._heap import Segment
+from fastdump._heap import Segment, joined, size_classes
 from fastdump._words import PARENT, Heap, ModuleRange, Words, windows_of
 from fastdump.cli import cli
 from fastdump.dumped import Dumped
@@ -80,10 +80,24 @@ def test_words_are_those_of_a_plain_loop() -> None:
             found.feed(start + at, data[at : at + length])
             at += length
         found.settle()
-        assert {hit.target: (hit.words, hit.firsts) for hit in found.hits} == expected
+        hits: Counter[int] = Counter()
+        firsts: dict[int, list[int]] = {}
+        for hit in found.hits:
+            hits[hit.target] += hit.words
+            each = firsts.setdefault(hit.target, [0, 0])
+            if hit.size_class:
+                each[0] += hit.words
+                each[1] += hit.bytes
+                assert hit.words << hit.size_class >= hit.bytes > hit.words << hit.size_class - 1
+        assert {target: (hits[target], *firsts[target]) for target in hits} == expected
+        sizes = size_classes([segment])
+        live = [end - begin for begin, end, free in chunks if not free]
         for module in (1, 2, 3):
-            first, rest = (sum(b for m, t, b in owners if (m, t) == (module, x)) for x in (0, 1))
-            assert list(found.owned[module].bytes[:2]) == [first, rest]
+            lengths = [b for m, _, b in owners if m == module]
+            assert sum(s.chunks for s in sizes[module]) == len(lengths)
+            assert sum(s.bytes for s in sizes[module]) == sum(lengths)
+        assert sum(s.chunks for s in joined(sizes)) == len(live)
+        assert sum(s.bytes for s in joined(sizes)) == sum(live)
 
 
 def plain_words(
@@ -91,10 +105,13 @@ def plain_words(
     data: bytes,
     chunks: list[tuple[int, int, bool]],
     ranges: list[ModuleRange],
-) -> tuple[dict[int, tuple[int, int]], list[tuple[int, int, int]]]:
-    """Words and first words of each target; module, tier and bytes of each chunk with an owner."""
+) -> tuple[dict[int, tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """Words, first words and bytes of their chunks of each target; module, tier and bytes of each
+    chunk with an owner.
+    """
     hits: Counter[int] = Counter()
     firsts: Counter[int] = Counter()
+    lengths: Counter[int] = Counter()
     owners = []
     for begin, end, free in chunks:
         if free:
@@ -105,11 +122,12 @@ def plain_words(
         hits.update(w for w, m in zip(user, modules, strict=True) if m)
         if modules[0]:
             firsts[user[0]] += 1
+            lengths[user[0]] += end - begin
             owners.append((modules[0], 0, end - begin))
         elif any(modules):
             votes = Counter(m for m in modules if m)
             owners.append((votes.most_common(1)[0][0], 1, end - begin))
-    return {target: (hits[target], firsts[target]) for target in hits}, owners
+    return {target: (hits[target], firsts[target], lengths[target]) for target in hits}, owners
 
 
 def test_parents_give_their_owner_to_one_generation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -114,18 +115,31 @@ class SizeClass(NamedTuple):
     chunks: int
     bytes: int
 
+    @property
+    def title(self) -> str:
+        return f"{self.size // 2 + 1} to {self.size} bytes"
 
-def size_classes(segments: Iterable[Segment]) -> list[SizeClass]:
-    """The live chunks by their size, the smallest first."""
-    found = ffi.new("struct fastdump_size_class[]", 65)
+
+def size_classes(segments: Iterable[Segment]) -> list[list[SizeClass]]:
+    """The live chunks by the number of the module that owns them, 0 being none, and by size."""
+    width, modules = lib.FASTDUMP_SIZE_CLASSES, lib.FASTDUMP_MODULES
+    found = ffi.new("struct fastdump_size_class[]", width * modules)
     for segment in segments:
-        if segment.single:
-            each = found[(segment.next - segment.start - 1).bit_length()]
-            each.chunks += 1
-            each.bytes += segment.next - segment.start
-        else:
-            lib.fastdump_segment_sizes(segment.c, found)
-    return [SizeClass(1 << n, c.chunks, c.bytes) for n, c in enumerate(found) if c.chunks]
+        lib.fastdump_segment_sizes(segment.c, found)
+    rows = (found[at : at + width] for at in range(0, width * modules, width))
+    return [
+        [SizeClass(1 << n, c.chunks, c.bytes) for n, c in enumerate(row) if c.chunks]
+        for row in rows
+    ]
+
+
+def joined(classes: Iterable[Iterable[SizeClass]]) -> list[SizeClass]:
+    """Chunks of several owners by their size, the smallest first."""
+    found: dict[int, SizeClass] = {}
+    for size, chunks, length in itertools.chain(*classes):
+        _, more, longer = found.get(size, (size, 0, 0))
+        found[size] = SizeClass(size, chunks + more, length + longer)
+    return sorted(found.values())
 
 
 class MappedChunks:

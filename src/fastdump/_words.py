@@ -37,13 +37,14 @@ _WINDOWS = 3
 class Hit(NamedTuple):
     """Words that point to one address of a module.
 
-    ``firsts`` of ``words`` are the first word of a chunk, and these take ``bytes``; ``example`` is
-    the address of one.
+    ``bytes`` is what the chunks take whose first words they are, which are of one size class:
+    number n has those of up to 2^n bytes; 0 of words within chunks. ``example`` is the address of
+    a word.
     """
 
     target: int
+    size_class: int
     words: int
-    firsts: int
     bytes: int
     example: int
 

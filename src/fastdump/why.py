@@ -7,11 +7,12 @@ into modules, and to follow those from chunk to chunk (and count the objects of 
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastdump._heap import SizeClass, size_classes
+from fastdump._heap import SizeClass, joined, size_classes
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._strings import Query
 from fastdump._words import (
@@ -41,7 +42,7 @@ from fastdump.selection import Preset, Rule, select
 from fastdump.source import Chunk, Source
 from fastdump.text import printable, size
 from fastdump.top import top
-from fastdump.vtables import Vtables
+from fastdump.vtables import TypeName, Vtables
 
 OTHERS = "other modules"
 _MOST_TARGETS = 2048  # that are looked at for types
@@ -52,13 +53,17 @@ _MOST_ROUNDS = 3
 
 @dataclass
 class ModuleShare:
-    """The live chunks that a module owns; ``tiers``: bytes by how sure that is. Bytes."""
+    """The live chunks that a module owns; ``tiers``: bytes by how sure that is. Bytes.
+
+    ``sizes``: its chunks by size; likewise of a type those that have a chunk to themselves.
+    """
 
     path: str
     chunks: int
     bytes: int
     tiers: dict[str, int]
     example: int
+    sizes: list[SizeClass]
 
 
 @dataclass
@@ -71,6 +76,7 @@ class TypeShare:
     objects: int
     bytes: int
     example: int
+    sizes: list[SizeClass] = field(default_factory=list)
 
 
 @dataclass
@@ -79,6 +85,14 @@ class Template:
 
     text: str
     strings: int
+    bytes: int
+
+
+class Stack(NamedTuple):
+    """What flame graphs and profiles are made of: frames from the root on, chunks and bytes."""
+
+    frames: tuple[str, ...]
+    chunks: int
     bytes: int
 
 
@@ -97,8 +111,8 @@ class Why(Gaps):
     Attributes:
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
-        sizes: The live chunks of malloc by size.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
+        sizes: The live chunks of malloc by size; ``unowned``: those without an owner.
         problems: What is not known, or not sure: sentences.
     """
 
@@ -112,6 +126,7 @@ class Why(Gaps):
     sizes: list[SizeClass]
     cells: list[Cell]
     cell_size: int
+    unowned: list[SizeClass]
     problems: list[str]
     gaps: list[Gap]
     suspects: list[Suspect] = field(default_factory=list)
@@ -137,23 +152,29 @@ class Why(Gaps):
         """Bytes of live chunks by how their owner is known; what has none is left out."""
         return {tier: sum(m.tiers[tier] for m in self.modules) for tier in TIERS}
 
-    def folded(self) -> Iterator[str]:
-        """Lines for flame graphs: ``bucket;module;type`` and bytes; a type's are its chunks'."""
-        types: dict[str, int] = {}
-        for each in self.types:
-            if each.language != "Python" and each.bytes:
-                types[each.module] = types.get(each.module, 0) + each.bytes
-                yield _folded(LIVE, each.module, f"{each.language} {each.name}", each.bytes)
-        owned = 0
-        for module in self.modules:
-            owned += module.bytes
-            rest = module.bytes - types.get(module.path, 0)
-            yield _folded(LIVE, module.path, "other", max(rest, 0))
+    def stacks(self) -> Iterator[Stack]:
+        """Every byte once: live chunks by module, type and size class; else the bucket."""
+        rest = {(module.path, each.size): each for module in self.modules for each in module.sizes}
+        for found in self.types:
+            for each in found.sizes:
+                key = found.module, each.size
+                _, chunks, length = rest[key]
+                rest[key] = SizeClass(each.size, chunks - each.chunks, length - each.bytes)
+                frames = found.module, f"{found.language} {found.name}", each.title
+                yield Stack(frames, each.chunks, each.bytes)
+        for (path, _), each in rest.items():
+            if each.chunks:
+                yield Stack((path, "other", each.title), each.chunks, each.bytes)
+        for each in self.unowned:
+            yield Stack(("no owner found", each.title), each.chunks, each.bytes)
         for bucket in self.ledger:
-            if bucket.name == LIVE:
-                yield _folded(LIVE, "no owner found", "", max(self.live_bytes - owned, 0))
-            else:
-                yield _folded(bucket.name, "", "", bucket.bytes)
+            if bucket.name != LIVE:
+                yield Stack((bucket.name,), 0, bucket.bytes)
+
+    def folded(self) -> Iterator[str]:
+        """Lines for flame graphs: ``module;type;size class`` and bytes."""
+        for frames, _, length in self.stacks():
+            yield f"{';'.join(printable(f).replace(';', ':') for f in frames)} {length}"
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -180,10 +201,11 @@ class Why(Gaps):
                 "checked": not heap.problems,
             },
             "tiers": self.tiers,
-            "modules": [asdict(module) for module in self.modules],
-            "types": [asdict(found) for found in self.types],
+            "modules": [_with_sizes(module) for module in self.modules],
+            "types": [_with_sizes(found) for found in self.types],
             "templates": [asdict(template) for template in self.templates],
             "sizes": [found._asdict() for found in self.sizes],
+            "unowned": [found._asdict() for found in self.unowned],
             "pages": self.pages,
             "suspects": [asdict(suspect) for suspect in self.suspects],
             "problems": self.problems,
@@ -259,17 +281,19 @@ class _Inquiry:
         metaclasses = self._first_pass(words, python)
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
         objects = self._second_pass(words, counter)
+        sizes = size_classes(self._heap.segments)
         result = Why(
             name=self._source.name,
             ledger=self._ledger.buckets(self._source, objects),
             rss=_rss(self._source),
             heap=self._glibc,
-            modules=self._module_shares(words),
+            modules=self._module_shares(words, sizes),
             types=self._type_shares(words, python, counter, count),
             templates=self._templates(count) if strings else [],
-            sizes=size_classes(self._heap.segments),
             cells=words.cells,
             cell_size=words.cell_size,
+            sizes=joined(sizes),
+            unowned=sizes[0],
             problems=self._problems,
             gaps=merged(self._gaps),
         )
@@ -401,15 +425,20 @@ class _Inquiry:
 
     # --- tables --------------------------------------------------------------------------
 
-    def _module_shares(self, words: Words) -> list[ModuleShare]:
+    def _module_shares(self, words: Words, sizes: Sequence[list[SizeClass]]) -> list[ModuleShare]:
         found = []
-        for path, owned in zip(self._modules.paths, words.owned, strict=False):
+        both = zip(self._modules.paths, words.owned, strict=False)
+        for number, (path, owned) in enumerate(both):
             if sum(owned.chunks):
                 most = max(range(len(TIERS)), key=lambda tier: owned.bytes[tier])
-                tiers = dict(zip(TIERS, owned.bytes, strict=True))
                 found.append(
                     ModuleShare(
-                        path, sum(owned.chunks), sum(owned.bytes), tiers, owned.example[most]
+                        path=path,
+                        chunks=sum(owned.chunks),
+                        bytes=sum(owned.bytes),
+                        tiers=dict(zip(TIERS, owned.bytes, strict=True)),
+                        example=owned.example[most],
+                        sizes=sizes[number],
                     )
                 )
         return sorted(found, key=lambda m: -m.bytes)
@@ -418,11 +447,15 @@ class _Inquiry:
         self, words: Words, python: Interpreter | None, counter: TypeCounter | None, count: int
     ) -> list[TypeShare]:
         vtables = Vtables(self._source, self._modules.ranges, Pointers(self._source))
-        hits = words.hits
-        most_words = sorted(hits, key=lambda hit: -hit.words)[:_MOST_TARGETS]
+        hits: dict[int, list[Hit]] = {}
+        for hit in words.hits:
+            hits.setdefault(hit.target, []).append(hit)
+        most_bytes = heapq.nlargest(_MOST_TARGETS, hits, lambda t: sum(h.bytes for h in hits[t]))
+        most_words = heapq.nlargest(_MOST_TARGETS, hits, lambda t: sum(h.words for h in hits[t]))
         shares: dict[tuple[str, str, str], TypeShare] = {}
-        for hit in dict.fromkeys([*hits[:_MOST_TARGETS], *most_words]):
-            self._enter(shares, vtables, hit)
+        for target in dict.fromkeys([*most_bytes, *most_words]):
+            if name := vtables.type_of(target):
+                self._enter(shares, name, hits[target])
         if python and counter:
             for found in python.counted(counter.counts)[: 2 * count]:
                 key = "Python", found.type.name, python.module
@@ -432,14 +465,14 @@ class _Inquiry:
         return sorted(shares.values(), key=lambda t: (-t.bytes, -t.objects, t.name))[: 2 * count]
 
     def _enter(
-        self, shares: dict[tuple[str, str, str], TypeShare], vtables: Vtables, hit: Hit
+        self, shares: dict[tuple[str, str, str], TypeShare], name: TypeName, hits: Sequence[Hit]
     ) -> None:
-        found = vtables.type_of(hit.target)
-        if found:
-            key = found.language, found.name, self._modules.path_at(hit.target)
-            share = shares.setdefault(key, TypeShare(*key, 0, 0, hit.example))
-            share.objects += hit.words
-            share.bytes += hit.bytes
+        key = name.language, name.name, self._modules.path_at(hits[0].target)
+        share = shares.setdefault(key, TypeShare(*key, 0, 0, hits[0].example))
+        share.objects += sum(hit.words for hit in hits)
+        share.bytes += sum(hit.bytes for hit in hits)
+        sizes = [SizeClass(1 << h.size_class, h.words, h.bytes) for h in hits if h.size_class]
+        share.sizes = joined([share.sizes, sizes])
 
     def _templates(self, count: int) -> list[Template]:
         place = self._source.place(rules=self._rules, with_libraries=self._with_libraries)
@@ -453,9 +486,8 @@ class _Inquiry:
         ]
 
 
-def _folded(bucket: str, module: str, name: str, length: int) -> str:
-    parts = (part.replace(";", ":") for part in (bucket, short_name(module), name) if part)
-    return f"{printable(';'.join(parts))} {length}"
+def _with_sizes(found: ModuleShare | TypeShare) -> dict[str, Any]:
+    return {**asdict(found), "sizes": [each._asdict() for each in found.sizes]}
 
 
 # By a part of the name of a file that is mapped.

@@ -38,7 +38,7 @@ _MOST_TEXT = 100
 @click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.option(
-    "--folded", is_flag=True, help="Print lines for flame graphs: bucket;module;type and bytes."
+    "--folded", is_flag=True, help="Print lines for flame graphs: module;type;size class and bytes."
 )
 @click.option(
     "--save",
