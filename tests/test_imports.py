@@ -68,6 +68,7 @@ ORDER = [
     "why",
     "growth",
     "report",
+    "pprof",
     "matches",
     "memory_search",
     "yara",

@@ -160,11 +160,11 @@ class Why(Gaps):
                 key = found.module, each.size
                 _, chunks, length = rest[key]
                 rest[key] = SizeClass(each.size, chunks - each.chunks, length - each.bytes)
-                frames = found.module, f"{found.language} {found.name}", each.title
+                frames = short_name(found.module), f"{found.language} {found.name}", each.title
                 yield Stack(frames, each.chunks, each.bytes)
         for (path, _), each in rest.items():
             if each.chunks:
-                yield Stack((path, "other", each.title), each.chunks, each.bytes)
+                yield Stack((short_name(path), "other", each.title), each.chunks, each.bytes)
         for each in self.unowned:
             yield Stack(("no owner found", each.title), each.chunks, each.bytes)
         for bucket in self.ledger:

@@ -18,6 +18,7 @@ from fastdump.cli.options import OrderedCommand, opened, pause_options, rules_of
 from fastdump.cli.table import print_table
 from fastdump.errors import output_failed
 from fastdump.growth import LONG, growth
+from fastdump.pprof import profile
 from fastdump.sources import open_source
 from fastdump.text import printable, size
 from fastdump.why import Why, why
@@ -39,6 +40,11 @@ _MOST_TEXT = 100
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 @click.option(
     "--folded", is_flag=True, help="Print lines for flame graphs: module;type;size class and bytes."
+)
+@click.option(
+    "--pprof",
+    metavar="FILE",
+    help="Write a profile to FILE, for pprof: chunks and bytes by module, type and size class.",
 )
 @click.option(
     "--save",
@@ -73,6 +79,7 @@ def command(
     no_strings: bool,
     as_json: bool,
     folded: bool,
+    pprof: str | None,
     save: str | None,
     every: float | None,
     samples: int,
@@ -95,7 +102,7 @@ def command(
     """
     rules = rules_of(ctx, include, exclude)
     pausing["stats"] = pausing["pause"] is not None
-    long = bool(save or folded or every is not None)
+    long = bool(save or folded or pprof or every is not None)
 
     def look() -> Why:
         with opened(source, pausing) as memory:
@@ -110,7 +117,9 @@ def command(
         return _watch(look, every, samples, count, as_json)
     found = look()
     if save:
-        _save(found, save)
+        _write(save, json.dumps(found.to_json()).encode())
+    if pprof:
+        _write(pprof, profile(found.stacks(), time.time_ns()))
     if folded:
         for line in found.folded():
             click.echo(line)
@@ -121,10 +130,10 @@ def command(
     return found.exit_code
 
 
-def _save(found: Why, path: str) -> None:
+def _write(path: str, content: bytes) -> None:
     try:
-        with open(path, "w", opener=_private) as file:
-            json.dump(found.to_json(), file)
+        with open(path, "wb", opener=_private) as file:
+            file.write(content)
     except OSError as error:
         raise output_failed(path, error) from None
 
