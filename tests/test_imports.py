@@ -54,6 +54,7 @@ ORDER = [
     "addresses",
     "symbols",
     "pointers",
+    "allocators",
     "malloc_glibc",
     "ledger",
     "vtables",

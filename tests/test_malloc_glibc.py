@@ -220,3 +220,57 @@ def test_an_array_of_pointers_is_no_cache_of_a_thread() -> None:
         chunk = heap.chunk_at(place - 16)
         assert chunk
         assert not chunk[2]
+
+
+FORKED = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: all from the heap
+libc.malloc.restype = ctypes.c_void_p
+before = [libc.malloc(1000) for _ in range(2000)]
+if os.fork() == 0:
+    behind = [libc.malloc(1000) for _ in range(20_000)]
+    print("ready", os.getpid(), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_the_heap_of_a_forked_process_is_walked_to_its_end() -> None:
+    """What it adds to its heap may be a region of its own."""
+    command = [sys.executable, "-c", FORKED]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline().removeprefix(b"ready"))
+        with attach(pid) as source:
+            heap = walk_glibc(source)
+        process.communicate()
+    assert heap
+    assert heap.problems == []
+    assert heap.live >= 22_000
+
+
+STRAYS = """
+import ctypes, mmap, sys
+kept = [ctypes.create_string_buffer(200_000 + 4096 * n) for n in range(3)]
+private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+other = mmap.mmap(-1, 4 << 20, flags=private)
+for number in (100, 200, 300):  # pages that begin as a mapped chunk of 192 KiB would
+    other[number * 4096 + 8 : number * 4096 + 16] = (0x30002).to_bytes(8, "little")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_looks_like_a_mapped_chunk_is_none() -> None:
+    command = [sys.executable, "-c", STRAYS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        with attach(process.pid) as source:
+            heap = walk_glibc(source)
+        process.communicate()
+    assert heap
+    assert heap.problems == []
+    assert 0x30000 not in {end - start for start, end in heap.mapped}

@@ -85,11 +85,14 @@ class Ledger:
             self._totals[FREE] += found.free_bytes
         self._open = None
 
-    def buckets(self, source: Source, objects: Mapping[int, int]) -> list[Bucket]:
+    def buckets(
+        self, source: Source, objects: Mapping[int, int], *, stacks_in_heap: bool = False
+    ) -> list[Bucket]:
         """All of them.
 
         Args:
             objects: For each region the objects of Python in it.
+            stacks_in_heap: The heap has the stacks of threads in it, as that of Go.
         """
         self._close()
         present = resident(source)
@@ -99,7 +102,10 @@ class Ledger:
             found = present[number]
             if label.kind not in STACKS and not region.has_file:  # of a file, others may be too
                 found = self._read.get(number, found)
-            totals[self._bucket(region, label, objects.get(number, 0))] += found - chunks
+            bucket = self._bucket(region, label, objects.get(number, 0))
+            if stacks_in_heap and label.kind is Kind.THREAD_STACK:
+                bucket = UNKNOWN
+            totals[bucket] += found - chunks
         return [Bucket(name, totals[name]) for name in BUCKETS]
 
     def _bucket(self, region: Region, label: Label, objects: int) -> str:

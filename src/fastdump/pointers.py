@@ -54,14 +54,23 @@ class Pointers:
         module = self._source.labels[number].module
         return self._symbol(self._names[number], address) if module else None
 
+    def symbols_of(self, address: int) -> Symbols | None:
+        """The symbols of the module that an address lies in, if its file can be had."""
+        number = bisect.bisect_right(self._starts, address) - 1
+        module = self._module(self._names[number])
+        return module[0] if module else None
+
     def _symbol(self, name: str, address: int) -> tuple[str, int] | None:
-        if name not in self._modules:
-            self._modules[name] = self._load(name)
-        module = self._modules[name]
+        module = self._module(name)
         if not module:
             return None
         symbols, bias = module
         return symbols.at(address - bias)
+
+    def _module(self, name: str) -> tuple[Symbols, int] | None:
+        if name not in self._modules:
+            self._modules[name] = self._load(name)
+        return self._modules[name]
 
     def _load(self, name: str) -> tuple[Symbols, int] | None:
         """The symbols of a module and where it is loaded, if its file can be had."""

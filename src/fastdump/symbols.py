@@ -16,6 +16,7 @@ _GLOBAL = 1
 _MOST_BYTES = 256 << 20
 _MOST_NOTES = 1 << 20
 _MOST_NAME = 1 << 16
+_MOST_FOUND = 1 << 10
 
 
 class Symbol(NamedTuple):
@@ -102,6 +103,14 @@ class Symbols:
             return None
         name = self._strings[symbol.name : end].partition(b"@")[0]  # without its version
         return os.fsdecode(name), vaddr - symbol.value
+
+    def defines(self, name: str) -> bool:
+        """Whether a function or variable has that name."""
+        wanted, at = os.fsencode(name) + b"\0", -1
+        offsets: set[int] = set()  # a linker lets a name begin within a longer one
+        while (at := self._strings.find(wanted, at + 1)) >= 0 and len(offsets) < _MOST_FOUND:
+            offsets.add(at)
+        return bool(offsets) and any(symbol.name in offsets for symbol in self._symbols)
 
 
 def _content(file: BinaryIO, section: Any) -> bytes:

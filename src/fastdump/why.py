@@ -30,6 +30,7 @@ from fastdump._words import (
     Words,
 )
 from fastdump.addresses import short_name
+from fastdump.allocators import GO, allocators
 from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
 from fastdump.labels import Kind
@@ -282,13 +283,15 @@ class _Inquiry:
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
         objects = self._second_pass(words, counter)
         sizes = size_classes(self._heap.segments)
+        pointers = Pointers(self._source)
+        foreign = allocators(self._source, pointers)
         result = Why(
             name=self._source.name,
-            ledger=self._ledger.buckets(self._source, objects),
+            ledger=self._ledger.buckets(self._source, objects, stacks_in_heap=GO in foreign),
             rss=_rss(self._source),
             heap=self._glibc,
             modules=self._module_shares(words, sizes),
-            types=self._type_shares(words, python, counter, count),
+            types=self._type_shares(words, pointers, python, counter, count),
             templates=self._templates(count) if strings else [],
             cells=words.cells,
             cell_size=words.cell_size,
@@ -299,7 +302,9 @@ class _Inquiry:
         )
         if self._glibc:
             self._problems += self._glibc.problems
-        self._problems += _foreign_allocators(self._modules.paths)
+        self._problems += [
+            f"{name} is in use: which of its memory is free is not known" for name in foreign
+        ]
         if words.lost:
             self._problems.append(f"{words.lost} pointers into modules had no room in the table")
         result.suspects = _suspects(result)
@@ -444,9 +449,14 @@ class _Inquiry:
         return sorted(found, key=lambda m: -m.bytes)
 
     def _type_shares(
-        self, words: Words, python: Interpreter | None, counter: TypeCounter | None, count: int
+        self,
+        words: Words,
+        pointers: Pointers,
+        python: Interpreter | None,
+        counter: TypeCounter | None,
+        count: int,
     ) -> list[TypeShare]:
-        vtables = Vtables(self._source, self._modules.ranges, Pointers(self._source))
+        vtables = Vtables(self._source, self._modules.ranges, pointers)
         hits: dict[int, list[Hit]] = {}
         for hit in words.hits:
             hits.setdefault(hit.target, []).append(hit)
@@ -488,27 +498,6 @@ class _Inquiry:
 
 def _with_sizes(found: ModuleShare | TypeShare) -> dict[str, Any]:
     return {**asdict(found), "sizes": [each._asdict() for each in found.sizes]}
-
-
-# By a part of the name of a file that is mapped.
-_ALLOCATORS = {
-    "libjemalloc": "jemalloc",
-    "libtcmalloc": "tcmalloc",
-    "libmimalloc": "mimalloc",
-    "ld-musl": "musl's malloc",
-    "libjvm.so": "a JVM",
-    "libcoreclr.so": ".NET",
-}
-
-
-def _foreign_allocators(paths: Sequence[str]) -> list[str]:
-    """What is not known of allocators that are not walked."""
-    names = [short_name(path) for path in paths]
-    return [
-        f"{allocator} is in use: what it has freed is unknown, and counts as live"
-        for part, allocator in _ALLOCATORS.items()
-        if any(part in name for name in names)
-    ]
 
 
 def _rss(source: Source) -> int:

@@ -1,0 +1,159 @@
+"""The ledger of servers and a browser: its sum is what the kernel says, and little is doubted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import test_real
+from fastdump.cli import cli
+from test_real import child, stop
+from test_why import rss, told
+
+JAVA = """
+import java.util.*;
+class Fill {
+    public static void main(String[] words) throws Exception {
+        List<Object> kept = new ArrayList<>();
+        for (int i = 0; i < 400000; i++) { kept.add("string " + i); kept.add(new int[i % 50]); }
+        System.out.println("ready");
+        System.in.read();
+        System.out.println(kept.size());
+    }
+}
+"""
+PAGE = """
+<script>
+const kept = [];
+for (let i = 0; i < 300000; i++) kept.push({index: i, name: "item " + i});
+</script>
+"""
+
+
+def check(pid: int) -> None:
+    """Of a process that is stopped, or that waits."""
+    page, resident = told(pid, strings=False), rss(pid)
+    assert page.total == pytest.approx(resident, rel=0.002)
+    assert all(bucket.bytes >= 0 for bucket in page.ledger)
+    assert [p for p in page.problems if "is in use" not in p] == []
+    text = CliRunner().invoke(cli, ["why", str(pid), "--no-strings"]).output
+    assert re.search(r"\d+\.\d%  anonymous, unknown\n", text)
+
+
+def test_redis(tmp_path: Path) -> None:
+    with test_real.redis(tmp_path) as running:
+        check(running.pid)
+
+
+def needed(name: str) -> str:
+    path = shutil.which(name)
+    if not path:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+@pytest.mark.long
+def test_jvm(tmp_path: Path) -> None:
+    """Of its own memory some looks like chunks of malloc, in one run and not in another."""
+    (tmp_path / "Fill.java").write_text(JAVA)
+    for _ in range(8):
+        with child(needed("java"), "-Xmx512m", tmp_path / "Fill.java", ready=b"ready") as process:
+            stop(process)
+            check(process.pid)
+
+
+@pytest.mark.long
+def test_postgresql() -> None:
+    """A server process is forked: its heap is two regions."""
+    with postgresql() as (folder, run):
+        command = [*run, needed("psql"), "-h", str(folder), "-U", "postgres", "-AtqX"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd="/") as client:
+            assert client.stdin
+            assert client.stdout
+            client.stdin.write(
+                b"create table t as select i, repeat('x', i % 500) s"
+                b" from generate_series(1, 50000) i; select count(*) from t;"
+                b" select pg_backend_pid();\n"
+            )
+            client.stdin.flush()
+            assert client.stdout.readline() == b"50000\n"
+            check(int(client.stdout.readline()))
+            client.stdin.close()
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[tuple[Path, list[str]]]:
+    """A server that listens in a folder, and how to run what it lets in."""
+    postgres, initdb = needed("postgres"), needed("initdb")
+    run = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        os.chmod(folder, 0o755)
+        data.mkdir()
+        if run:
+            shutil.chown(data, "postgres")
+        make = [*run, initdb, "-D", data, "-A", "trust", "-U", "postgres"]
+        subprocess.run(make, check=True, capture_output=True, cwd="/")
+        serve = [*run, postgres, "-D", data, "-k", data, "-c", "listen_addresses="]
+        with subprocess.Popen(serve, stderr=subprocess.PIPE, cwd="/") as server:
+            try:
+                assert server.stderr
+                assert any(b"ready to accept" in line for line in server.stderr)
+                yield data, run
+            finally:
+                server.terminate()
+                server.communicate()
+
+
+@pytest.mark.long
+def test_browser(tmp_path: Path) -> None:
+    """Each of its processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        port = server.getsockname()[1]
+        page = tmp_path / "page.html"
+        page.write_text(PAGE + f'<img src="http://127.0.0.1:{port}/">')
+        options = ["--headless=new", "--no-sandbox", "--no-zygote", "--disable-gpu"]
+        options += ["--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/profile"]
+        command = [needed("chromium"), *options, "--remote-debugging-port=0", page.as_uri()]
+        quiet = subprocess.DEVNULL
+        browser = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+        with browser:
+            try:
+                client, _ = server.accept()  # what comes before the image has run
+                with client:
+                    processes = [pid for pid in family(browser.pid) if rss(pid)]
+                    for pid in processes:
+                        check_stopped(pid)
+            finally:
+                os.killpg(browser.pid, signal.SIGKILL)
+    assert len(processes) >= 4
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(n) for task in tasks for n in (task / "children").read_text().split()]
+    return [pid, *(found for child in children for found in family(child))]
+
+
+def check_stopped(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        os.sched_yield()
+    try:
+        check(pid)
+    finally:
+        os.kill(pid, signal.SIGCONT)
