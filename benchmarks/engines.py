@@ -126,6 +126,7 @@ class Bench:
     image: Path
     bare: Path
     fastdump: Path
+    chap: Path | None = None
 
     def fill(self, size: int, *options: str) -> Subject:
         """Start a target with *size* bytes of the image, in 4 KiB pages.

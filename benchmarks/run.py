@@ -1,7 +1,7 @@
 """Run the benchmarks: fastdump against its peers and against the machine's limits.
 
     python benchmarks/run.py [--size 4GiB] [--only ROW ...] [--repeat 5] [--quick]
-                             [--tmpfs DIR] [--disk DIR] [--json FILE]
+                             [--tmpfs DIR] [--disk DIR] [--chap PATH] [--json FILE]
 
 A benchmark is also a test: every output of every round is compared with the bytes that the target
 holds, outside of the timed part. The exit status is 1 if an output is wrong or a limit missed.
@@ -36,6 +36,8 @@ lz4-walk   ``info --verify`` of a ``.core.lz4`` in memory against ``lz4 -dc``, w
 lz4-read   4 KiB anywhere in it, through the Python API; the index is in memory by then.
 pause-*    The longest time that a thread of the target which does nothing but look at the clock
            could not, for ``--pause fork`` and gcore, to memory: a disk would make gcore's longer.
+why        ``why --no-strings`` of a C++ service, by one thread, against reading the process once,
+           and against chap, if ``--chap`` names it, which reads a core from memory.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -75,8 +77,9 @@ from rows import Check, Need, Result
 from search_rows import SEARCH_ROWS
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
+from why_rows import WHY_ROWS
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS | WHY_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free
@@ -250,6 +253,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--disk", type=Path, default=WORK, metavar="DIR")
     parser.add_argument("--image", type=Path, default=WORK / "heap.image", help="made if absent")
     parser.add_argument("--fastdump", type=Path, default=Path(sys.executable).with_name("fastdump"))
+    parser.add_argument("--chap", type=Path, metavar="PATH", help="its program, for the row why")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
     options = parser.parse_args()
     options.size = options.size or parse_size("1GiB" if options.quick else "4GiB")
@@ -280,6 +284,7 @@ def main() -> int:
             image=image,
             bare=engines.build_bare(WORK / "bare"),
             fastdump=options.fastdump,
+            chap=options.chap,
         )
         machine = describe_machine(bench)
         asked = {"size": options.size, "repeat": options.repeat, "rows": options.only}

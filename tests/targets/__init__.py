@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-pthread")
 SHARED = {"lib_bss", "pattern", "plugin"}
-STRIPPED = {"objects", "plugin", "plugin_host", "sessions"}
+STRIPPED = {"objects", "plugin", "plugin_host", "service", "sessions"}
 NEEDS = {"awkward": ("lib_bss",)}
 
 

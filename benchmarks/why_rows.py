@@ -1,0 +1,91 @@
+"""The row of ``fastdump why``: the whole command, against reading the same process once.
+
+The target is a service in C++ (see service.cpp); its objects are counted, and every resident byte.
+chap reads a core, which is made beforehand, and is asked to ``summarize used``. As ``why`` has one
+thread, "work" is what a command took of a CPU: neighbours disturb that less than the time.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+from engines import Bench, Command, Engine, Job, Sample, Target, run_command, small_subject, start
+from rows import Check, Need, Result, fresh_folder, interleave, speed_ratio
+from truth import WrongOutput
+
+_LEAST = 2.0  # GB/s a core
+_LEAST_OF_CHAP = 10.0
+
+
+def _resident(target: Target) -> int:
+    with open(f"/proc/{target.pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("Rss:"))
+
+
+def _cpu_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def why_row(bench: Bench) -> Result:
+    """All of it but text, which ``strings --top`` is measured for; by one thread."""
+    with (
+        start("service", bench.size >> 20) as target,
+        fresh_folder(bench.tmpfs) as folder,
+        small_subject() as small,
+    ):
+        truth, length = target.truth, _resident(target)
+
+        def measured(command: Command, stdin: str = "") -> tuple[str, Sample]:
+            before = _cpu_seconds()
+            done = run_command(command, stdin)
+            return done.stdout, Sample(done.seconds, _cpu_seconds() - before, length)
+
+        def why(job: Job) -> Sample:
+            command = ("why", str(target.pid), "--no-strings", "--json")
+            told, sample = measured((job.bench.fastdump, *command))
+            page = json.loads(told)
+            counts = {each["name"]: each["objects"] for each in page["types"]}
+            found = counts.get("Session"), counts.get("Request")
+            if found != (truth["sessions"], truth["requests"]) or page["problems"]:
+                raise WrongOutput(f"fastdump why: {found} of {truth}, {page['problems']}")
+            if abs(page["total"] - length) > length // 500:
+                raise WrongOutput(f"fastdump why: {page['total']} of {length} bytes")
+            return sample
+
+        def read(job: Job) -> Sample:
+            command = ("dump", str(target.pid), "--format", "null", "--threads", "1", "-q")
+            return measured((job.bench.fastdump, *command))[1]
+
+        def chap(job: Job) -> Sample:
+            assert bench.chap
+            told, sample = measured((bench.chap, core), "summarize used\n")
+            if "allocations" not in told:
+                raise WrongOutput(f"chap: {told[-200:]}")
+            return sample
+
+        plan = [Engine("fastdump why", why), Engine("read only, 1 thread", read)]
+        if bench.chap:
+            core = folder / "core"
+            dump = ("dump", str(target.pid), "-q", "-f", "core", "--all", "-o", core)
+            run_command((bench.fastdump, *dump))
+            plan.append(Engine("chap", chap))
+        else:
+            print("why: chap is not measured: --chap names its program", file=sys.stderr)
+        timings = interleave(bench, "why", plan, {"full": small}, bench.tmpfs)
+    own = timings["fastdump why"]
+    reading = speed_ratio(own, [timings["read only, 1 thread"]], "work")
+    checks = [
+        Check("why", "a core, start included", own.rate, "GB/s", at_least=_LEAST),
+        Check("why", "against reading once, work", reading),
+    ]
+    if bench.chap:
+        ratio = speed_ratio(own, [timings["chap"]], "wall")
+        checks.append(Check("why", "against chap, wall", ratio, at_least=_LEAST_OF_CHAP))
+    return Result(list(timings.values()), checks)
+
+
+WHY_ROWS: dict[str, Need] = {"why": Need(why_row, memory=1.3)}
