@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import io
+import lzma
 import os
 import struct
 from typing import Any, BinaryIO, NamedTuple
@@ -35,7 +37,8 @@ class BuildId(NamedTuple):
 
 
 class Symbols:
-    """The functions and variables of an ELF file: of ``.symtab``, else of ``.dynsym``.
+    """The functions and variables of an ELF file: of ``.symtab``, else of ``.dynsym`` and of the
+    table of functions that distributions pack into ``.gnu_debugdata`` (MiniDebugInfo).
 
     Empty where the file is broken or hostile: it never fails for what a file holds.
 
@@ -48,10 +51,12 @@ class Symbols:
         self._loads: list[tuple[int, int, int]] = []
         self._symbols: list[Symbol] = []
         self._strings = b""
+        self._best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
         try:
             self._read(file)
         except Exception:  # untrusted bytes in a foreign parser
             self._symbols = []
+        self._best.clear()
         self._values = [symbol.value for symbol in self._symbols]
 
     def _read(self, file: BinaryIO) -> None:
@@ -63,13 +68,23 @@ class Symbols:
                 self._loads.append((segment["p_offset"], segment["p_vaddr"], segment["p_filesz"]))
             elif segment["p_type"] == "PT_NOTE" and segment["p_filesz"] <= _MOST_NOTES:
                 self.build_id = self.build_id or _build_id_of(file, segment)
+        self._enter(elf)
+        packed = elf.get_section_by_name(".gnu_debugdata")
+        if packed and not elf.get_section_by_name(".symtab"):
+            unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
+            content = unpacker.decompress(_content(file, packed), _MOST_BYTES)
+            self._enter(ELFFile(io.BytesIO(content)))
+        self._symbols = sorted(symbol for _, symbol in self._best.values())
+
+    def _enter(self, elf: Any) -> None:
+        """The symbols of one table, where one of a place is better than what is known."""
         section = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
         if not section or not elf.little_endian:
             return
         layout = _SYMBOL[elf.elfclass]
-        table = _content(file, section)
-        self._strings = _content(file, elf.get_section(section["sh_link"]))
-        best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
+        table, base = _content(elf.stream, section), len(self._strings)
+        strings = _content(elf.stream, elf.get_section(section["sh_link"]))
+        self._strings += strings
         for fields in layout.iter_unpack(table[: len(table) // layout.size * layout.size]):
             if elf.elfclass == 64:
                 name, info, _, index, value, size = fields
@@ -78,10 +93,9 @@ class Symbols:
             if not index or not size or info & 15 not in (_OBJECT, _FUNC, _GNU_IFUNC):
                 continue
             # Of several names for one thing the one that programs use: malloc, not __libc_malloc.
-            rank = info >> 4 == _GLOBAL, size, self._strings[name : name + 1] != b"_"
-            if value not in best or rank > best[value][0]:
-                best[value] = rank, Symbol(value, size, name)
-        self._symbols = sorted(symbol for _, symbol in best.values())
+            rank = info >> 4 == _GLOBAL, size, strings[name : name + 1] != b"_"
+            if value not in self._best or rank > self._best[value][0]:
+                self._best[value] = rank, Symbol(value, size, base + name)
 
     def bias_of(self, start: int, offset: int) -> int | None:
         """What is added to each address of the file where *offset* of it is mapped at *start*."""

@@ -21,6 +21,10 @@ from fastdump.source import Source
 
 _MANGLED = re.compile(rb"\*?([0-9A-Z][0-9A-Za-z_.$]*)\0")
 _MOST_NAME = 4096
+# Of libstdc++ and of libc++; the first argument is the type, or a pointer to it.
+_CONTROL_BLOCK = re.compile(
+    r"std::(?:_Sp_counted_(?:ptr_inplace|ptr|deleter)|__\w+::__shared_ptr_(?:emplace|pointer))<"
+)
 _DROP = re.compile(r"core::ptr::(?:real_)?drop_in_place<(.*)>")
 _METHOD = re.compile(r"<(.+) as (.+)>::")
 _MOST_ALIGN = 1 << 16
@@ -68,7 +72,7 @@ class Vtables:
         if not self._in_module(kind) or not self._in_module(name):
             return None
         found = _MANGLED.match(self._text(name))
-        return TypeName("C++", demangled(found[1].decode())) if found else None
+        return TypeName("C++", _without_block(demangled(found[1].decode()))) if found else None
 
     def _text(self, address: int) -> bytes:
         """What lies there, up to the end of its page or a few thousand bytes."""
@@ -88,6 +92,19 @@ class Vtables:
             if symbol and symbol[1] == 0 and (found := pattern.search(demangled_rust(symbol[0]))):
                 return TypeName("Rust", found[1])
         return None
+
+
+def _without_block(name: str) -> str:
+    """Of what std::shared_ptr keeps beside an object, or with it, the object's own type."""
+    found = _CONTROL_BLOCK.match(name)
+    if not found:
+        return name
+    depth, at = 0, found.end()
+    for end in range(at, len(name)):
+        depth += (name[end] in "<(") - (name[end] in ">)")
+        if depth < 0 or (depth == 0 and name[end] == ","):
+            return f"{name[at:end].rstrip('* ')} of a std::shared_ptr"
+    return name
 
 
 @functools.lru_cache(4096)

@@ -1,0 +1,125 @@
+"""Symbols and names of types: of stripped files, and of what std::shared_ptr keeps."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdump.pointers import Pointers
+from fastdump.source import Source
+from fastdump.sources import attach, open_source
+from fastdump.symbols import Symbols
+from fastdump.vtables import _without_block
+from test_real import child
+
+SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
+PROGRAM = """
+#include <stdio.h>
+__attribute__((noinline)) static int hidden(int n) { __asm__(""); return n + 1; }
+int shown(int n) { return hidden(n) * 2; }
+int main(int argc, char **argv) {
+    (void)argv;
+    puts("ready");
+    fflush(stdout);
+    getchar();
+    return shown(argc);
+}
+"""
+
+
+def names(path: Path) -> dict[str, tuple[int, int]]:
+    """What nm(1) says of functions: name -> address, size."""
+    told = subprocess.run(["nm", "-S", path], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in told.splitlines()]
+    return {r[3]: (int(r[0], 16), int(r[1], 16)) for r in rows if len(r) == 4 and r[2] in "tT"}
+
+
+def stripped(folder: Path) -> tuple[Path, Path]:
+    """A program, and the same as distributions ship it: .gnu_debugdata for .symtab."""
+    source, whole, packed = (folder / name for name in ("program.c", "whole", "packed"))
+    source.write_text(PROGRAM)
+    subprocess.run(["gcc", "-O1", "-rdynamic", "-Wl,--build-id", "-o", whole, source], check=True)
+    mini = folder / "mini"
+    subprocess.run(["objcopy", "-S", "--keep-symbol=hidden", whole, mini], check=True)
+    (folder / "mini.xz").write_bytes(lzma.compress(mini.read_bytes()))
+    section = f".gnu_debugdata={folder}/mini.xz"
+    subprocess.run(["objcopy", "-S", "--add-section", section, whole, packed], check=True)
+    return whole, packed
+
+
+def test_functions_are_named_by_mini_debug_info(tmp_path: Path) -> None:
+    whole, packed = stripped(tmp_path)
+    with open(packed, "rb") as file:
+        symbols = Symbols(file)
+    for name in ("hidden", "shown", "main"):  # .dynsym has the others
+        value, size = names(whole)[name]
+        assert symbols.at(value) == (name, 0)
+        assert symbols.at(value + size - 1) == (name, size - 1)
+        assert symbols.defines(name)
+
+
+def test_files_that_are_gone_or_replaced_are_not_mistaken(tmp_path: Path) -> None:
+    """Of a process it is the file that is mapped; of a dump none but that of the same build."""
+    whole, packed = stripped(tmp_path)
+    value, _ = names(whole)["hidden"]
+    program, dump = tmp_path / "program", tmp_path / "program.core"
+    shutil.copy(packed, program)
+
+    def symbol(source: Source) -> tuple[str, int] | None:
+        base = next(r.start for r in source.regions if r.path.startswith(str(program)))
+        return Pointers(source).symbol_at(base + value)
+
+    with child(program, ready=b"ready") as process:
+        command = ["dump", str(process.pid), "-q", "-f", "core", "--all", "-o", str(dump)]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+        with open_source(str(dump)) as source:
+            assert symbol(source) == ("hidden", 0)
+        program.unlink()
+        for content in (None, Path(sys.executable).read_bytes()):
+            if content:
+                program.write_bytes(content)
+            with attach(process.pid) as source:
+                assert symbol(source) == ("hidden", 0)
+            with open_source(str(dump)) as source:
+                assert symbol(source) is None
+
+
+def test_broken_mini_debug_info_is_no_surprise(tmp_path: Path) -> None:
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    whole, packed = stripped(tmp_path)
+    data, section = bytearray(packed.read_bytes()), (tmp_path / "mini.xz").read_bytes()
+    start = data.index(section)
+    for _ in range(50):
+        broken = bytearray(data)
+        broken[start + rng.randrange(len(section))] ^= 1 << rng.randrange(8)
+        (tmp_path / "broken").write_bytes(broken)
+        with open(tmp_path / "broken", "rb") as file:
+            found = Symbols(file).at(names(whole)["hidden"][0])
+        assert found in (None, ("hidden", 0))
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        ("_Sp_counted_ptr_inplace<Session, std::allocator<void>, (_Lock_policy)2>", "Session"),
+        ("_Sp_counted_ptr<shop::Map<int, a::B>*, (_Lock_policy)2>", "shop::Map<int, a::B>"),
+        ("_Sp_counted_deleter<Session*, void (*)(Session*), A, (_Lock_policy)2>", "Session"),
+        ("__1::__shared_ptr_emplace<Box<int (int, int)>, A>", "Box<int (int, int)>"),
+        ("__1::__shared_ptr_pointer<Session*, D, A>", "Session"),
+    ],
+)
+def test_control_blocks_are_of_their_object(block: str, name: str) -> None:
+    assert _without_block(f"std::{block}") == f"{name} of a std::shared_ptr"
+
+
+@pytest.mark.parametrize("name", ["Session", "std::vector<int>", "std::_Sp_counted_ptr<broken"])
+def test_other_names_stay(name: str) -> None:
+    assert _without_block(name) == name
