@@ -65,6 +65,7 @@ ORDER = [
     "parquet",
     "sweep",
     "string_search",
+    "bench",
     "top",
     "why",
     "growth",

@@ -68,7 +68,7 @@ def _make_plan(survey: Survey, format: str, output: str, threads: int, level: in
     compressor = Compressor(level)
     size = 0
     begun = time.perf_counter()
-    for sample in _samples(runs):
+    for sample in samples(runs, _SAMPLES, _SAMPLE_SIZE):
         content, _ = copier.fill([sample])
         if compressed:
             size += len(compressor.frame(content))
@@ -94,18 +94,18 @@ def _make_plan(survey: Survey, format: str, output: str, threads: int, level: in
     )
 
 
-def _samples(runs: Sequence[Slice]) -> list[Slice]:
-    """Pieces of *runs*, evenly spread over their bytes."""
+def samples(runs: Sequence[Slice], count: int, length: int) -> list[Slice]:
+    """Some *count* pieces of *length* bytes, evenly spread over the bytes of *runs*."""
     total = sum(s.length for s in runs)
-    step = max(total // _SAMPLES, _SAMPLE_SIZE)
-    samples, passed, due = [], 0, 0
+    step = max(total // count, length)
+    found, passed, due = [], 0, 0
     for s in runs:
         while due < passed + s.length:
-            done = (due - passed) // _SAMPLE_SIZE * _SAMPLE_SIZE
-            samples.append(s.part(done, min(_SAMPLE_SIZE, s.length - done)))
+            done = (due - passed) // length * length
+            found.append(s.part(done, min(length, s.length - done)))
             due += step
         passed += s.length
-    return samples
+    return found
 
 
 def _free(path: Path) -> int:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",
     "completion": "Print what makes bash, zsh or fish complete fastdump's commands.",
+    "bench": "Measure how fast this machine reads, scans, compresses and writes memory.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
 
