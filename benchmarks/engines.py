@@ -129,14 +129,14 @@ class Bench:
     chap: Path | None = None
 
     def fill(self, size: int, *options: str) -> Subject:
-        """Start a target with *size* bytes of the image, in 4 KiB pages.
+        """Start a target with *size* bytes of the image, in 4 KiB pages unless asked for others.
 
         Args:
-            options: ``zero=PERCENT``, ``reszero=PERCENT``: runs of zeros, see fill.c.
+            options: ``zero=PERCENT``, ``reszero=PERCENT``: runs of zeros; ``thp``; see fill.c.
         """
         target = start("fill", self.image, size, *options)
         told = target.truth
-        zeros = sum(int(option.partition("=")[2]) for option in options)
+        zeros = sum(int(option.partition("=")[2] or 0) for option in options)
         truth = FilledTruth(self.image, told["start"], told["end"], told["run_size"], zeros)
         return Subject(target, truth)
 

@@ -75,6 +75,21 @@ class Result:
 Row = Callable[[Bench], Result]
 
 
+class Absent(Exception):
+    """A program that a row needs is not installed: it is left out, which is no failure."""
+
+
+def program(name: str) -> str:
+    """The path of a program.
+
+    Raises:
+        Absent: It is not installed.
+    """
+    if path := shutil.which(name):
+        return path
+    raise Absent(f"{name} is not installed")
+
+
 # --- running ------------------------------------------------------------------------------------
 
 

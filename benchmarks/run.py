@@ -1,7 +1,7 @@
 """Run the benchmarks: fastdump against its peers and against the machine's limits.
 
     python benchmarks/run.py [--size 4GiB] [--only ROW ...] [--repeat 5] [--quick]
-                             [--tmpfs DIR] [--disk DIR] [--chap PATH] [--json FILE]
+                             [--tmpfs DIR] [--disk DIR] [--chap PATH] [--json FILE] [--record]
 
 A benchmark is also a test: every output of every round is compared with the bytes that the target
 holds, outside of the timed part. The exit status is 1 if an output is wrong or a limit missed.
@@ -38,6 +38,13 @@ pause-*    The longest time that a thread of the target which does nothing but l
            could not, for ``--pause fork`` and gcore, to memory: a disk would make gcore's longer.
 why        ``why --no-strings`` of a C++ service, by one thread, against reading the process once,
            and against chap, if ``--chap`` names it, which reads a core from memory.
+search-yara  One rule of 200 words, on a live process. For fastdump: its threads. yara(1) reads
+           libraries too, which are little here.
+content-*  raw to memory and lz4 into nothing, by what the memory holds; huge pages too.
+scale-*    Curves by size, threads and regions: see scaling_rows.py. In ``lz4`` of small regions the
+           frames go to memory; gcore's core is not compressed.
+real-*     Processes with a million items (a quarter with --quick), stopped so that what they hold
+           can be checked. They are small: Python's start is most of what fastdump takes.
 
 Times are of two kinds: "wall" is the whole command from fork to exit; "work" is what a program
 says of itself (fastdump from its survey to the rename, bare from the moment all threads are
@@ -60,26 +67,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import engines
 import heap_image
+import report
+from content_rows import CONTENT_ROWS
 from engines import HERE, Bench
 from heap_image import parse_size
 from hexdump_rows import HEXDUMP_ROWS
 from pause_rows import PAUSE_ROWS
 from reading_rows import READING_ROWS
+from real_rows import REAL_ROWS
 from rows import ROWS as DUMP_ROWS
-from rows import Check, Need, Result
+from rows import Absent, Need, Result
+from scaling_rows import SCALING_ROWS
 from search_rows import SEARCH_ROWS
 from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 from why_rows import WHY_ROWS
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS | WHY_ROWS
+ROWS: dict[str, Need] = {
+    **DUMP_ROWS,
+    **STRINGS_ROWS,
+    **SEARCH_ROWS,
+    **HEXDUMP_ROWS,
+    **READING_ROWS,
+    **PAUSE_ROWS,
+    **WHY_ROWS,
+    **CONTENT_ROWS,
+    **SCALING_ROWS,
+    **REAL_ROWS,
+}
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free
@@ -141,6 +162,12 @@ def describe_machine(bench: Bench) -> dict[str, Any]:
             "strings": first_match(r"([\d.]+)\s*$", say("strings", "--version").partition("\n")[0]),
             "eu-strings": version("eu-strings", "--version"),
             "rg": version("rg", "--version"),
+            "hexdump": version("hexdump", "--version"),
+            "yara": version("yara", "--version"),
+            "node": version("node", "--version"),
+            "java": version("java", "--version"),
+            "postgres": version("postgres", "--version"),
+            "redis-server": version("redis-server", "--version"),
             "cc": first_match(r"(\d+\.\d+\.\d+)\s*$", say("cc", "--version").partition("\n")[0]),
         },
     }
@@ -162,53 +189,12 @@ def lacking(bench: Bench, need: Need) -> str:
     return ""
 
 
-# --- the report ---------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up."""
-    widths = [max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    rule = ["-" * width for width in widths]
-    padded = ([c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in (head, rule, *lines))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
-
-
-def timing_table(result: Result) -> str:
-    lines = [
-        (
-            timing.row,
-            timing.engine,
-            f"{timing.median('work'):.3f} ({timing.least('work'):.3f})",
-            f"{timing.rate:.2f}",
-            f"{timing.median('wall'):.3f} ({timing.least('wall'):.3f})",
-            f"{timing.median('size') / 1e6:.0f}",
-        )
-        for timing in result.timings
-    ]
-    head = ("row", "engine", "work s, median (min)", "GB/s", "wall s, median (min)", "output MB")
-    return table(head, lines)
-
-
-def check_table(checks: Sequence[Check]) -> str:
-    lines = []
-    for check in checks:
-        limit = "-"
-        if check.at_least is not None:
-            limit = f"≥ {check.at_least:.3g} {check.unit}"
-        if check.below is not None:
-            limit = f"< {check.below:.3g} {check.unit}"
-        lines.append(
-            (check.row, check.what, f"{check.value:.2f} {check.unit}", limit, check.verdict)
-        )
-    return table(("row", "what", "measured", "limit", "verdict"), lines)
-
-
-def as_record(machine: dict[str, Any], options: dict[str, Any], result: Result) -> dict[str, Any]:
+def as_record(result: Result) -> dict[str, Any]:
+    """What was measured, for JSON."""
     return {
-        "schema": 1,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine,
-        "options": options,
         "timings": [
             {
                 "row": timing.row,
@@ -230,13 +216,15 @@ def as_record(machine: dict[str, Any], options: dict[str, Any], result: Result) 
 # --- running ------------------------------------------------------------------------------------
 
 
-def run_row(name: str, bench: Bench) -> tuple[Result, str]:
+def run_row(name: str, bench: Bench) -> tuple[Result | Absent, str]:
     """Run a row; also why it has failed or was left out, if so."""
     need = ROWS[name]
     if lack := lacking(bench, need):
         return Result(), f"left out: {lack}"
     try:
         return need.run(bench), ""
+    except Absent as absent:
+        return absent, ""
     except (WrongOutput, OSError, KeyError, ValueError) as error:
         return Result(), f"{type(error).__name__}: {error}"
 
@@ -255,6 +243,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--fastdump", type=Path, default=Path(sys.executable).with_name("fastdump"))
     parser.add_argument("--chap", type=Path, metavar="PATH", help="its program, for the row why")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write it to records/, and the tables and plots of README.md and docs/ anew",
+    )
     options = parser.parse_args()
     options.size = options.size or parse_size("1GiB" if options.quick else "4GiB")
     options.repeat = options.repeat or (3 if options.quick else 5)
@@ -263,6 +256,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
+    begun = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders are removed
     WORK.mkdir(parents=True, exist_ok=True)
     image = heap_image.make_image(options.image)
@@ -292,22 +286,44 @@ def main() -> int:
         print(json.dumps(machine, indent=1))
         print(f"image: LZ4 fast {ratio:.2f} : 1 at {speed:.2f} GB/s on one core", flush=True)
 
-        total, failures = Result(), []
+        total, failures, absent, seconds = Result(), [], {}, {}
         for name in options.only:
+            started = time.monotonic()
             result, problem = run_row(name, bench)
+            seconds[name] = round(time.monotonic() - started, 1)
             if problem:
                 failures.append(f"{name}: {problem}")
                 print(f"\n{name}: {problem}", flush=True)
                 continue
+            if isinstance(result, Absent):
+                absent[name] = str(result)
+                print(f"\n{name}: left out: {result}", flush=True)
+                continue
             total.timings += result.timings
             total.checks += result.checks
-            print(f"\n### {name}\n", flush=True)
-            if result.timings:
-                print(timing_table(result), end="\n\n")
-            print(check_table(result.checks), flush=True)
+            print(f"\n### {name} ({seconds[name]:.0f} s)\n", flush=True)
+            shown = as_record(result)
+            if shown["timings"]:
+                print(report.timing_table(shown["timings"]), end="\n\n")
+            print(report.check_table(shown["checks"]), flush=True)
+    record = {
+        "schema": 2,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": machine,
+        "options": asked,
+        "seconds": round(time.monotonic() - begun),
+        "row_seconds": seconds,
+        **as_record(total),
+        "failures": failures,
+        "absent": absent,
+    }
+    if options.record:
+        options.json = report.RECORDS / f"{record['date']}.json"
     if options.json:
-        record = as_record(machine, asked, total) | {"failures": failures}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if options.record:
+        report.rewrite(record)
     missed = [check for check in total.checks if check.verdict == "FAIL"]
     for check in missed:
         print(f"MISSED: {check.row}: {check.what}: {check.value:.2f} {check.unit}", file=sys.stderr)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import engines
 from engines import Bench, Engine, Job, Sample, fastdump, run_command
-from rows import Check, Need, Result, fresh_folder, interleave, speed_ratio
-from strings_rows import KINDS, file_of, filled, image_of, peer
+from rows import Check, Floor, Need, Result, fresh_folder, interleave, program, speed_ratio
+from strings_rows import KINDS, file_of, filled, image_of, peer, rated
 from truth import WrongOutput
 
 _MANY = 200
@@ -163,12 +163,48 @@ def file_row(kind: str, bench: Bench) -> Result:
     )
 
 
+def yara_row(bench: Bench) -> Result:
+    """YARA rules of many strings against yara(1), which scans a live process too."""
+    row, yara = "search-yara", program("yara")
+    image = image_of(bench, "heap").read_bytes()
+    patterns = words(image, _MANY)
+    found = expected_matches(image, [f"text:{word}" for word in patterns], bench.size // len(image))
+    lines = [f'  $s{number} = "{word}"' for number, word in enumerate(patterns)]
+    rule = "\n".join(["rule words {", " strings:", *lines, " condition: any of them", "}"])
+
+    def rival(job: Job) -> Sample:
+        """It reads libraries too, and finds some there: they are not counted."""
+        done = run_command((yara, "-s", path, str(job.subject.pid)))
+        truth = job.subject.truth
+        places = (int(at, 16) for at in re.findall(r"^0x([0-9a-f]+):", done.stdout, re.MULTILINE))
+        count = sum(truth.start <= at < truth.end for at in places)
+        if count != found:
+            raise WrongOutput(f"yara: {count} matches, not {found}")
+        return Sample(done.seconds, done.seconds, job.subject.length)
+
+    def own(job: Job) -> Sample:
+        script = '"$1" search "$2" --yara "$3" | wc -l'
+        command = ("sh", "-c", script, "sh", job.bench.fastdump, str(job.subject.pid), path)
+        done = run_command(command)
+        if int(done.stdout) != found:
+            raise WrongOutput(f"fastdump search: {found} matches expected: {done.stdout}")
+        return Sample(done.seconds, done.seconds, job.subject.length)
+
+    with fresh_folder(bench.tmpfs) as folder, filled(bench, "heap", bench.size) as subject:
+        path = folder / "words.yar"
+        path.write_text(rule)
+        plan = (Engine("fastdump search --yara", own), Engine("yara", rival))
+        floors = (Floor(("yara",), "wall", 1.2),)
+        return rated(row, bench, plan, floors, subject)
+
+
 def on_file(words: Sequence[str | Path], matches: int, path: Path) -> Callable[[Job], Sample]:
     return lambda job: run_search(job.bench, words, matches, path.stat().st_size)
 
 
 SEARCH_ROWS: dict[str, Need] = {
     **{f"search-rate-{kind}": Need(partial(rate_row, kind), memory=1) for kind in KINDS},
+    "search-yara": Need(yara_row, memory=1),
     "search-file-heap": Need(partial(file_row, "heap"), memory=1),
     "search-file-text": Need(partial(file_row, "text"), memory=1),
 }

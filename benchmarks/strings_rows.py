@@ -26,6 +26,7 @@ from rows import (
     against_peers,
     fresh_folder,
     interleave,
+    program,
     speed_ratio,
 )
 from truth import WrongOutput
@@ -144,6 +145,7 @@ def on_file(path: Path, strings: int, *options: str) -> Callable[[Job], Sample]:
 
 def peer(path: Path, *command: str) -> Callable[[Job], Sample]:
     """Another tool on the file, its output into nothing; it may find nothing."""
+    program(command[0])
 
     def run(job: Job) -> Sample:
         script = '"$@" > /dev/null || test $? = 1'

@@ -74,7 +74,37 @@ class FilledTruth:
         return b"".join(bytes(e - s) if zero else self._tile(s, e - s) for s, e, zero in runs)
 
     def is_zero(self, start: int, end: int) -> bool:
-        return all(zero for _, _, zero in self._runs(start - self.start, end - self.start))
+        runs = self._runs(start - self.start, end - self.start)
+        return all(zero or not self._tile(s, e - s).strip(b"\0") for s, e, zero in runs)
+
+
+class PatternTruth:
+    """The pattern of ``tests/targets``, all of it."""
+
+    def __init__(self, start: int, end: int, page: Callable[[int, int], bytes]) -> None:
+        self.start, self.end = start, end
+        self.read = page
+
+    def is_zero(self, start: int, end: int) -> bool:
+        return False
+
+
+class LiveTruth:
+    """A range of a process that stands still, as ``/proc/PID/mem`` has it: what dd(1) reads."""
+
+    def __init__(self, pid: int, start: int, end: int) -> None:
+        self.start, self.end = start, end
+        self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        os.close(self._memory)
+
+    def read(self, address: int, length: int) -> bytes:
+        return os.pread(self._memory, length, address)
+
+    def is_zero(self, start: int, end: int) -> bool:
+        steps = range(start, end, STEP)
+        return not any(self.read(at, min(STEP, end - at)).strip(b"\0") for at in steps)
 
 
 class SparseTruth:

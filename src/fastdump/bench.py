@@ -21,7 +21,7 @@ from fastdump import _native
 from fastdump._native import OURS, PAGE_SIZE, PLAIN, Buffer, Copier, Memory, Slice
 from fastdump._strings import Form, Query, Scanner, default_kernel
 from fastdump.crew import Crew
-from fastdump.errors import FastdumpError, OutputFailed, UsageError, output_failed
+from fastdump.errors import FastdumpError, OutputFailed, UsageError
 from fastdump.frames import FRAME_SIZE, Compressor
 from fastdump.headroom import headroom
 from fastdump.output import uninterrupted
@@ -172,7 +172,14 @@ def nameless_file(folder: str) -> io.FileIO:
         with uninterrupted():  # without O_TMPFILE it has a name for a moment
             return tempfile.TemporaryFile(dir=folder, buffering=0)
     except OSError as error:
-        raise output_failed(folder, error) from None
+        raise _failed(folder, error) from None
+
+
+def _failed(folder: str, error: OSError) -> OutputFailed:
+    return OutputFailed(
+        f"cannot write to {folder}: {os.strerror(error.errno or 0)}",
+        "name another with --output-dir",
+    )
 
 
 def measure(
@@ -340,7 +347,7 @@ class _Steps:
             spent = time.perf_counter() - begun
             self._check_written()
         except OSError as error:
-            raise output_failed(self._folder, error) from None
+            raise _failed(self._folder, error) from None
         return Measured(name, threads, sum(written), 0, spent)
 
     # What the steps make is checked, outside of what is timed.

@@ -149,7 +149,7 @@ def advice(figures: Figures, pid: str) -> str:
     few = f" --threads {fastest.threads}" if 2 * fastest.threads <= usual else ""
     verb, _, options = fastest.options.partition(" ")
     lines = [f"fastest    fastdump {verb} {pid} {options}{few}: bound by {fastest.bound}"]
-    if smallest != fastest:
+    if smallest != fastest and smallest.rate:
         verb, _, options = smallest.options.partition(" ")
         lines.append(
             f"smallest   fastdump {verb} {pid} {options}: 1/{smallest.ratio:.1f} of the memory, "
