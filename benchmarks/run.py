@@ -89,18 +89,8 @@ from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 from why_rows import WHY_ROWS
 
-ROWS: dict[str, Need] = {
-    **DUMP_ROWS,
-    **STRINGS_ROWS,
-    **SEARCH_ROWS,
-    **HEXDUMP_ROWS,
-    **READING_ROWS,
-    **PAUSE_ROWS,
-    **WHY_ROWS,
-    **CONTENT_ROWS,
-    **SCALING_ROWS,
-    **REAL_ROWS,
-}
+ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS | WHY_ROWS
+ROWS |= CONTENT_ROWS | SCALING_ROWS | REAL_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free

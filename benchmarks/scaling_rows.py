@@ -66,7 +66,7 @@ def threads_row(bench: Bench) -> Result:
     """1, 2, 4 ... and all CPUs, against the loops of the same number of threads."""
     row, bench, result = "scale-threads", few_rounds(bench), Result()
     counts = sorted({1 << i for i in range(8) if 1 << i < bench.threads} | {bench.threads})
-    with bench.fill(min(bench.size, 2 * GIB)) as subject:
+    with bench.fill(min(bench.size, GIB)) as subject:
         for count in counts:
             x = f"{count} threads"
             runs = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import engines
 from engines import Bench, Engine, Job, Sample, fastdump, run_command
-from rows import Check, Floor, Need, Result, fresh_folder, interleave, program, speed_ratio
+from rows import GIB, Check, Floor, Need, Result, fresh_folder, interleave, program, speed_ratio
 from strings_rows import KINDS, file_of, filled, image_of, peer, rated
 from truth import WrongOutput
 
@@ -165,10 +165,10 @@ def file_row(kind: str, bench: Bench) -> Result:
 
 def yara_row(bench: Bench) -> Result:
     """YARA rules of many strings against yara(1), which scans a live process too."""
-    row, yara = "search-yara", program("yara")
+    row, yara, size = "search-yara", program("yara"), min(bench.size, GIB)
     image = image_of(bench, "heap").read_bytes()
     patterns = words(image, _MANY)
-    found = expected_matches(image, [f"text:{word}" for word in patterns], bench.size // len(image))
+    found = expected_matches(image, [f"text:{word}" for word in patterns], size // len(image))
     lines = [f'  $s{number} = "{word}"' for number, word in enumerate(patterns)]
     rule = "\n".join(["rule words {", " strings:", *lines, " condition: any of them", "}"])
 
@@ -190,7 +190,7 @@ def yara_row(bench: Bench) -> Result:
             raise WrongOutput(f"fastdump search: {found} matches expected: {done.stdout}")
         return Sample(done.seconds, done.seconds, job.subject.length)
 
-    with fresh_folder(bench.tmpfs) as folder, filled(bench, "heap", bench.size) as subject:
+    with fresh_folder(bench.tmpfs) as folder, filled(bench, "heap", size) as subject:
         path = folder / "words.yar"
         path.write_text(rule)
         plan = (Engine("fastdump search --yara", own), Engine("yara", rival))
