@@ -22,6 +22,10 @@ _OUTSIDE = {  # of docs/, and their names in the site
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
+    **{
+        path.relative_to(ROOT).as_posix(): f"plots/{path.name}"
+        for path in (ROOT / "benchmarks" / "plots").glob("*.svg")
+    },
 }
 _COMMANDS = """# Commands
 
