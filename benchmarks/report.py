@@ -161,7 +161,7 @@ BLOCKS: dict[str, Callable[[Record], str]] = {
 
 def rewritten(text: str, record: Record) -> str:
     """A page with its blocks made anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]](record)}\n{found[3]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](record)}\n\n{found[3]}", text)
 
 
 # --- plots --------------------------------------------------------------------------------------
