@@ -45,6 +45,19 @@ def last_record() -> Record:
     return record
 
 
+def merged(old: Record, new: Record) -> Record:
+    """The new record, and of the old one the rows that were not run again."""
+    for key in ("timings", "checks"):
+        new[key] = [one for one in old[key] if one["row"] not in new["runs"]] + new[key]
+    kept = [line for line in old["failures"] if line.partition(":")[0] not in new["runs"]]
+    absent = {row: why for row, why in old["absent"].items() if row not in new["runs"]}
+    return new | {
+        "failures": kept + new["failures"],
+        "absent": absent | new["absent"],
+        "runs": old["runs"] | new["runs"],
+    }
+
+
 # --- tables -------------------------------------------------------------------------------------
 
 
@@ -95,15 +108,21 @@ def check_table(checks: Sequence[Record]) -> str:
 
 def machine(record: Record) -> str:
     """What it was taken on, and how."""
-    told, asked = record["machine"], record["options"]
+    told, runs = record["machine"], record["runs"]
     kind = "a virtual machine" if told["virtual"] else "a machine"
-    image = asked["image"]
+    by_way: dict[str, list[str]] = {}
+    for row, run in runs.items():
+        way = f"{run['size'] / (1 << 30):g} GiB, rounds: {run['repeat']}"
+        by_way.setdefault(way, []).append(row)
+    usual, *others = sorted(by_way, key=lambda way: -len(by_way[way]))
+    ways = "; ".join([usual, *(f"{', '.join(by_way[way])}: {way}" for way in others)])
     versions = ", ".join(f"{name} {text}" for name, text in told["versions"].items() if text)
+    minutes = sum(run["seconds"] for run in runs.values()) / 60
     return (
         f"{record['date']}: {kind} with {told['cores']} CPUs ({told['cpu']}), {told['memory_gib']} "
         f"GiB, Linux {told['kernel']}, huge pages: {told['huge_pages']}, disk: {told['disk']}.\n"
-        f"Targets of {asked['size'] / (1 << 30):g} GiB, {asked['repeat']} rounds, "
-        f"{record['seconds'] / 60:.0f} minutes; LZ4 makes 1/{image['lz4_ratio']} of the image.\n"
+        f"Targets of {ways}. {minutes:.0f} min in all. "
+        f"LZ4 makes 1/{record['image']['lz4_ratio']} of the image.\n"
         f"{versions}."
     )
 

@@ -236,7 +236,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="write it to records/, and the tables and plots of README.md and docs/ anew",
+        help="write it to records/ (rows that were not run keep their figures of the same day), "
+        "and the tables and plots of README.md and docs/ anew",
     )
     options = parser.parse_args()
     options.size = options.size or parse_size("1GiB" if options.quick else "4GiB")
@@ -246,7 +247,6 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    begun = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders are removed
     WORK.mkdir(parents=True, exist_ok=True)
     image = heap_image.make_image(options.image)
@@ -271,16 +271,15 @@ def main() -> int:
             chap=options.chap,
         )
         machine = describe_machine(bench)
-        asked = {"size": options.size, "repeat": options.repeat, "rows": options.only}
-        asked["image"] = {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)}
         print(json.dumps(machine, indent=1))
         print(f"image: LZ4 fast {ratio:.2f} : 1 at {speed:.2f} GB/s on one core", flush=True)
 
-        total, failures, absent, seconds = Result(), [], {}, {}
+        total, failures, absent, runs = Result(), [], {}, {}
         for name in options.only:
             started = time.monotonic()
             result, problem = run_row(name, bench)
-            seconds[name] = round(time.monotonic() - started, 1)
+            seconds = round(time.monotonic() - started, 1)
+            runs[name] = {"size": options.size, "repeat": options.repeat, "seconds": seconds}
             if problem:
                 failures.append(f"{name}: {problem}")
                 print(f"\n{name}: {problem}", flush=True)
@@ -291,7 +290,7 @@ def main() -> int:
                 continue
             total.timings += result.timings
             total.checks += result.checks
-            print(f"\n### {name} ({seconds[name]:.0f} s)\n", flush=True)
+            print(f"\n### {name} ({seconds:.0f} s)\n", flush=True)
             shown = as_record(result)
             if shown["timings"]:
                 print(report.timing_table(shown["timings"]), end="\n\n")
@@ -300,15 +299,16 @@ def main() -> int:
         "schema": 2,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine,
-        "options": asked,
-        "seconds": round(time.monotonic() - begun),
-        "row_seconds": seconds,
+        "image": {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)},
+        "runs": runs,
         **as_record(total),
         "failures": failures,
         "absent": absent,
     }
     if options.record:
         options.json = report.RECORDS / f"{record['date']}.json"
+        if options.json.exists():
+            record = report.merged(json.loads(options.json.read_text()), record)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -34,7 +34,7 @@ def test_tables_are_those_of_the_last_record(page: Path, record: report.Record) 
 
 
 def test_every_row_of_the_record_has_a_limit(record: report.Record) -> None:
-    for row in record["options"]["rows"]:
+    for row in record["runs"]:
         limits = [
             c for c in record["checks"] if c["row"] == row and c["verdict"] in ("PASS", "FAIL")
         ]
@@ -95,13 +95,15 @@ def test_a_wrong_byte_is_found(tmp_path: Path) -> None:
         check_raw_file(path, truth)
 
 
-def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: Any) -> tuple[int, report.Record]:
+def main(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: Any, name: str = "row"
+) -> tuple[int, report.Record]:
     """The exit status of run.py, and its record, if it has but one row."""
     output, image = tmp_path / "record.json", tmp_path / "image"
     image.write_bytes(bytes(range(256)) * 4096)
-    words = ["--only", "row", "--size", "1MiB", "--tmpfs", tmp_path, "--disk", tmp_path]
+    words = ["--only", name, "--size", "1MiB", "--tmpfs", tmp_path, "--disk", tmp_path]
     words += ["--image", image, "--json", output]
-    monkeypatch.setattr(run, "ROWS", {"row": Need(row)})
+    monkeypatch.setattr(run, "ROWS", {name: Need(row)})
     monkeypatch.setattr(run, "RESERVE", 0)
     monkeypatch.setattr(run.heap_image, "make_image", lambda path: path)
     monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
@@ -130,6 +132,19 @@ def test_a_missed_limit_fails_loudly(
     assert "MISSED: row: against gcore, wall: 0.50 x" in capsys.readouterr().err
     for made in (report.missed, report.peers_win):
         assert "row: against gcore, wall: 0.50 x" in made(record)
+
+
+def test_rows_that_are_run_again_replace_their_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record: report.Record
+) -> None:
+    slow = Result(checks=[Check("null", "new", 1.0, at_least=2)])
+    _, new = main(monkeypatch, tmp_path, lambda bench: slow, "null")
+    both = report.merged(record, new)
+    assert [c["what"] for c in both["checks"] if c["row"] == "null"] == ["new"]
+    assert {c["row"] for c in both["checks"]} == {c["row"] for c in record["checks"]} | {"null"}
+    assert both["runs"].keys() == record["runs"].keys()
+    assert both["runs"]["null"]["size"] == 1 << 20
+    assert "null: 0.000976562 GiB" in report.machine(both)
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
