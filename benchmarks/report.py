@@ -23,6 +23,8 @@ PLOTS = HERE / "plots"
 PAGES = (HERE / "README.md", HERE.parent / "README.md", *(HERE.parent / "docs").glob("*.md"))
 BLOCK = re.compile(r"(<!-- record: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+BUSY = 0.5  # load a CPU when a record begins
+
 Record = dict[str, Any]
 
 # What README.md shows: how a check begins, and what it is called there.
@@ -106,24 +108,30 @@ def check_table(checks: Sequence[Record]) -> str:
 # --- what pages ask for -------------------------------------------------------------------------
 
 
-def machine(record: Record) -> str:
-    """What it was taken on, and how."""
-    told, runs = record["machine"], record["runs"]
-    kind = "a virtual machine" if told["virtual"] else "a machine"
+def conditions(record: Record) -> str:
+    """Sizes and rounds; and whether something else ran, which spoils all of it."""
     by_way: dict[str, list[str]] = {}
-    for row, run in runs.items():
+    for row, run in record["runs"].items():
         way = f"{run['size'] / (1 << 30):g} GiB, rounds: {run['repeat']}"
         by_way.setdefault(way, []).append(row)
     usual, *others = sorted(by_way, key=lambda way: -len(by_way[way]))
     ways = "; ".join([usual, *(f"{', '.join(by_way[way])}: {way}" for way in others)])
+    load, cores = record["machine"]["load"], record["machine"]["cores"]
+    busy = f" **The machine did other work: a load of {load}.**" if load > BUSY * cores else ""
+    return f"Targets of {ways}.{busy}"
+
+
+def machine(record: Record) -> str:
+    """What it was taken on, and how."""
+    told, image = record["machine"], record["image"]
+    kind = "a virtual machine" if told["virtual"] else "a machine"
     versions = ", ".join(f"{name} {text}" for name, text in told["versions"].items() if text)
-    minutes = sum(run["seconds"] for run in runs.values()) / 60
+    minutes = sum(run["seconds"] for run in record["runs"].values()) / 60
     return (
         f"{record['date']}: {kind} with {told['cores']} CPUs ({told['cpu']}), {told['memory_gib']} "
         f"GiB, Linux {told['kernel']}, huge pages: {told['huge_pages']}, disk: {told['disk']}.\n"
-        f"Targets of {ways}. {minutes:.0f} min in all. "
-        f"LZ4 makes 1/{record['image']['lz4_ratio']} of the image.\n"
-        f"{versions}."
+        f"{conditions(record)} {minutes:.0f} min in all; "
+        f"LZ4 makes 1/{image['lz4_ratio']} of the image.\n{versions}."
     )
 
 
@@ -170,7 +178,8 @@ def headlines(record: Record) -> str:
         for check in record["checks"]
         if check["row"] == row and check["what"].startswith(begins)
     ]
-    return table(("what", "times as fast"), lines)
+    told = f"{record['date']}, {record['machine']['cores']} CPUs. {conditions(record)}"
+    return f"{table(('what', 'times as fast'), lines)}\n\n{told}"
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {
@@ -229,6 +238,9 @@ def draw(record: Record) -> Iterator[Path]:
             axes.set_xscale("log")
         if row == "scale-regions":
             axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlabel=x, ylabel=y)
         axes.grid(alpha=0.3)
         axes.legend()

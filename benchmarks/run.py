@@ -136,6 +136,7 @@ def describe_machine(bench: Bench) -> dict[str, Any]:
         "cpu": first_match(r"^model name\s*:(.*)", setting("/proc/cpuinfo")) or platform.machine(),
         "cores": os.cpu_count(),
         "threads": bench.threads,
+        "load": round(os.getloadavg()[0], 1),
         "memory_gib": round(int(memory or 0) / (1 << 20), 1),
         "virtual": "hypervisor" in setting("/proc/cpuinfo"),
         "kernel": platform.release().partition("-")[0],

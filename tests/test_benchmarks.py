@@ -44,7 +44,14 @@ def test_every_row_of_the_record_has_a_limit(record: report.Record) -> None:
 
 
 def test_every_headline_is_a_check(record: report.Record) -> None:
-    assert report.headlines(record).count("\n") == len(report.HEADLINES) + 1
+    assert report.headlines(record).count("\n| ") == len(report.HEADLINES) + 1
+
+
+def test_a_record_of_a_busy_machine_says_so(record: report.Record) -> None:
+    for load, said in ((0.2, False), (6.7, True)):
+        loaded = record | {"machine": record["machine"] | {"load": load}}
+        for block in (report.machine, report.headlines):
+            assert ("did other work" in block(loaded)) == said
 
 
 def test_every_plot_of_the_page_is_there() -> None:
