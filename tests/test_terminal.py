@@ -36,6 +36,7 @@ RUNS = {
     "diff": ["PAGE PID"],
     "info": ["PID", "DUMP --regions"],
     "extract": ["DUMP -o OUT"],
+    "bench": ["PID --seconds 0.5"],
     "demo": [""],
 }
 # What shows the path of the program, or the text that it holds.

@@ -37,8 +37,8 @@ _COMMANDS = {
     "diff": "Tell what grew between two sources, or pages that `why --save` wrote.",
     "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",
-    "completion": "Print what makes bash, zsh or fish complete fastdump's commands.",
     "bench": "Measure how fast this machine reads, scans, compresses and writes memory.",
+    "completion": "Print what makes bash, zsh or fish complete fastdump's commands.",
     "demo": "See it work: a process that leaks, its map, a dump, and the leak found.",
 }
 

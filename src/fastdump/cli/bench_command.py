@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from fastdump.bench import COPY, Figures, measure, nameless_file, thread_counts
+from fastdump.cli.completion import complete_pid
 from fastdump.cli.table import print_table
 from fastdump.crew import usual_threads
 from fastdump.dump import default_threads
@@ -37,7 +38,7 @@ sys.stdin.read()
 
 
 @click.command(name="bench")
-@click.argument("pid", type=int, required=False)
+@click.argument("pid", type=int, required=False, shell_complete=complete_pid)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 3600),
