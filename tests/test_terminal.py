@@ -37,6 +37,7 @@ RUNS = {
     "info": ["PID", "DUMP --regions"],
     "extract": ["DUMP -o OUT"],
     "bench": ["PID --seconds 0.5"],
+    "completion": ["bash"],
     "demo": [""],
 }
 # What shows the path of the program, or the text that it holds.
