@@ -152,3 +152,11 @@ def test_a_program_without_time_is_refused() -> None:
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 2
     assert "'soon' is no time" in found.stderr
+
+
+@pytest.mark.parametrize("option", [["--save", "x"], ["--pprof", "x"], ["--folded"]])
+def test_a_page_is_of_one_look(option: list[str], in_tmp: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["why", "1", "--every", "1s", *option])
+    assert end.value.code == 2
+    assert not Path("x").exists()

@@ -16,7 +16,7 @@ from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import OrderedCommand, opened, pause_options, rules_of, seconds_of
 from fastdump.cli.table import print_table
-from fastdump.errors import output_failed
+from fastdump.errors import UsageError, output_failed
 from fastdump.growth import LONG, growth
 from fastdump.pprof import profile
 from fastdump.sources import open_source
@@ -102,6 +102,8 @@ def command(
     """
     rules = rules_of(ctx, include, exclude)
     pausing["stats"] = pausing["pause"] is not None
+    if every is not None and (save or folded or pprof):
+        raise UsageError("--every prints no page", "--save, --folded and --pprof are for one look")
     long = bool(save or folded or pprof or every is not None)
 
     def look() -> Why:
