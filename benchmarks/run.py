@@ -30,6 +30,8 @@ strings-*  See strings_rows.py. For fastdump: threads, as above. Output goes to 
 hexdump-*  A live process against ``hexdump -C`` on a file of the same bytes in memory: random ones,
            and zeros (one line, whatever the size). Output goes to /dev/null. Against it: it reads
            another process, and starts Python, which is most of what 128 MiB take.
+leaks-*    Against it: memory is read four times, by one thread: malloc's walk, the marks, and twice
+           where leaks are, which here is everywhere. The counts are the target's own.
 lz4-walk   ``info --verify`` of a ``.core.lz4`` in memory against ``lz4 -dc``, which has one thread
            and throws its output away: as many of them at once as there are cores, since two
            cores of a virtual machine are rarely twice one. Both check all checksums.
@@ -78,6 +80,7 @@ from content_rows import CONTENT_ROWS
 from engines import HERE, Bench
 from heap_image import parse_size
 from hexdump_rows import HEXDUMP_ROWS
+from leaks_rows import LEAKS_ROWS
 from pause_rows import PAUSE_ROWS
 from reading_rows import READING_ROWS
 from real_rows import REAL_ROWS
@@ -89,8 +92,8 @@ from strings_rows import STRINGS_ROWS
 from truth import WrongOutput
 from why_rows import WHY_ROWS
 
-ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS | WHY_ROWS
-ROWS |= CONTENT_ROWS | SCALING_ROWS | REAL_ROWS
+ROWS = DUMP_ROWS | STRINGS_ROWS | SEARCH_ROWS | HEXDUMP_ROWS | READING_ROWS | PAUSE_ROWS
+ROWS |= CONTENT_ROWS | SCALING_ROWS | REAL_ROWS | WHY_ROWS | LEAKS_ROWS
 WORK = HERE.parent / "build" / "benchmarks"
 HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 RESERVE = 1 << 30  # memory and disk that stay free

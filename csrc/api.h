@@ -529,6 +529,8 @@ struct fastdump_segment {
     uint64_t *begins;      /* a chunk begins here. NULL: all of it is one chunk, and live */
     uint64_t *free;        /* this chunk is free */
     unsigned char *owners; /* for each 32 bytes: no two chunks begin in them */
+    uint64_t *marked;      /* a root leads to this chunk: see fastdump_reach. One bit if single */
+    uint64_t *pending;     /* and it was not read yet; later: a leaked chunk points to it */
     uint64_t next;         /* the next header, or the end of the last chunk */
     uint64_t last;         /* the chunk before it, or 0 */
     uint64_t *caches;      /* chunks that may be malloc's own of a thread (tcache) */
@@ -739,6 +741,109 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
 /* Count the objects whose header lies in length bytes at address, as fastdump_words_feed. */
 void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
                          uint64_t address);
+
+/*
+ * Which live chunks the roots lead to, and what is left: leaks.
+ *
+ * An aligned word that points into what the program has of a chunk, to its start or anywhere in
+ * it, keeps the chunk. Chunks to be read are bits too, so that no list grows with the heap: memory
+ * is swept over in windows, and within one pointers are followed in any direction.
+ */
+#define FASTDUMP_PENDING 0
+#define FASTDUMP_LEAKED 1 /* neither free nor marked */
+#define FASTDUMP_REACH_STACK 4096
+#define FASTDUMP_REACH_BLOCK 4096
+
+struct fastdump_reach {
+    struct fastdump_range windows[3]; /* all segments lie in them */
+    struct fastdump_heap heap;        /* with marked and pending, all zero at first */
+    uint64_t marked;                  /* chunks */
+    uint64_t pending;
+    uint64_t *todo; /* the addresses of some that are pending, or were */
+    uint64_t todo_capacity;
+    uint64_t todo_used;
+    int32_t sweeping; /* what lies further on will be read anyway: it is not put into todo */
+    int32_t overflow;
+    uint64_t until;                   /* chunks that end by then are read, */
+    uint64_t open;                    /* the end of one that goes on in the next memory, or 0 */
+    struct fastdump_segment *segment; /* what is being read: [from, limit) of it */
+    uint64_t from;
+    uint64_t limit;
+    struct fastdump_place target;
+    uint64_t used;
+    uint64_t stack[FASTDUMP_REACH_STACK];
+    unsigned char block[2 * FASTDUMP_REACH_BLOCK];
+};
+
+/* Mark what the words of a root point to: length bytes, on whole words. */
+void fastdump_reach_root(struct fastdump_reach *reach, const void *data, uint64_t length);
+
+/* The first chunk of a segment from an address on that is FASTDUMP_PENDING or _LEAKED, or 0. */
+uint64_t fastdump_reach_next(const struct fastdump_segment *segment, uint64_t from, int32_t what);
+
+/*
+ * The memory around a chunk that is to be read with it: whole chunks that lie in the same length
+ * bytes, a power of 2. Memory of it is then fed in address order. Returns 1, or 0: the chunk is
+ * not (any more) what is looked for.
+ */
+int64_t fastdump_reach_window(struct fastdump_reach *reach, const struct fastdump_segment *segment,
+                              uint64_t chunk, uint64_t length, int32_t what,
+                              struct fastdump_range *range_ret);
+
+/*
+ * Mark what the pending chunks point to that lie in length bytes of the window, at address, on
+ * whole words both, and what these point to while that lies there too. NULL: there are no bytes.
+ */
+void fastdump_reach_feed(struct fastdump_reach *reach, struct fastdump_segment *segment,
+                         const void *data, uint64_t length, uint64_t address);
+
+/*
+ * Read what is in todo, and what that leads to, a page at a time: while no more than most chunks
+ * are pending, and limit pages at most. Chunks that are larger, or cannot be read, stay in todo.
+ * Returns how many pages it tried.
+ * Slices are in address order: what they have is in a file (FASTDUMP_PLAIN), or in the target.
+ */
+uint64_t fastdump_reach_chase(struct fastdump_reach *reach, const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count, uint64_t most,
+                              uint64_t limit);
+
+/* Leaked chunks of one size with the same module, and the same first word if it points there. */
+struct fastdump_leak_group {
+    uint64_t target; /* 0: several, or none */
+    uint64_t size;   /* of each with its header; 0: several */
+    uint32_t module;
+    uint32_t used;
+    uint64_t direct; /* no other leaked chunk points to them */
+    uint64_t direct_bytes;
+    uint64_t indirect;
+    uint64_t indirect_bytes;
+    uint64_t example; /* the address of what is in one of them, in a direct one if there is one */
+};
+
+struct fastdump_leaks {
+    struct fastdump_reach *reach;     /* with nothing pending */
+    struct fastdump_range windows[3]; /* all ranges lie in them */
+    const struct fastdump_module_range *ranges;
+    uint64_t range_count;
+    uint64_t last_range;
+    struct fastdump_leak_group *groups; /* all zero at first */
+    uint64_t capacity;                  /* a power of 2, at least 4 * FASTDUMP_MODULES */
+    uint64_t used;
+    uint64_t chunk; /* being read, or 0, */
+    uint64_t end;   /* of what the program has of it */
+    uint64_t first;
+    uint32_t first_module;
+    uint32_t voted;
+    struct fastdump_vote votes[FASTDUMP_VOTES];
+};
+
+/* Remember which leaked chunks others point to; fed like fastdump_reach_feed. */
+void fastdump_leaks_point(struct fastdump_leaks *leaks, struct fastdump_segment *segment,
+                          const void *data, uint64_t length, uint64_t address);
+
+/* Then, in the same way: enter the leaked chunks into their groups. */
+void fastdump_leaks_group(struct fastdump_leaks *leaks, struct fastdump_segment *segment,
+                          const void *data, uint64_t length, uint64_t address);
 
 /*
  * Snapshots: a pause of the target, made by a guardian. See csrc/snapshot.c.

@@ -1,4 +1,4 @@
-/* Chunks by the bits of a segment: shared by heap.c and words.c. */
+/* Chunks by the bits of a segment, and where words lie: shared by heap.c, words.c and reach.c. */
 #ifndef FASTDUMP_HEAP_H
 #define FASTDUMP_HEAP_H
 
@@ -47,6 +47,58 @@ static inline bool fastdump_chunk_is_free(const struct fastdump_segment *segment
 /* See fastdump_segment_sizes. */
 static inline uint64_t fastdump_size_class_of(uint64_t size) {
     return 64 - (uint64_t)__builtin_clzll(size - 1);
+}
+
+/* Whether a word lies in one of three windows. */
+static inline bool fastdump_is_in(const struct fastdump_range *windows, uint64_t word) {
+    return (word - windows[0].start < windows[0].end - windows[0].start) |
+           (word - windows[1].start < windows[1].end - windows[1].start) |
+           (word - windows[2].start < windows[2].end - windows[2].start);
+}
+
+/* The segment that holds an address, NULL if none does. */
+static inline struct fastdump_segment *fastdump_segment_of(struct fastdump_place *place,
+                                                           const struct fastdump_heap *heap,
+                                                           uint64_t address) {
+    if (address >= place->from && address < place->to)
+        return place->segment;
+    uint64_t low = 0, high = heap->count;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (heap->segments[middle]->start <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    place->to = low < heap->count ? heap->segments[low]->start : UINT64_MAX;
+    place->from = low ? heap->segments[low - 1]->next : 0;
+    place->segment = NULL;
+    if (low && address < place->from) {
+        place->segment = heap->segments[low - 1];
+        place->to = place->from;
+        place->from = place->segment->start;
+    }
+    return place->segment;
+}
+
+/* The number of the module that an address lies in, or 0; *last is remembered from one to the next.
+ */
+static inline uint32_t fastdump_module_at(const struct fastdump_module_range *ranges,
+                                          uint64_t count, uint64_t *last, uint64_t address) {
+    if (address >= ranges[*last].start && address < ranges[*last].end)
+        return ranges[*last].module;
+    uint64_t low = 0, high = count;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (ranges[middle].end <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == count || address < ranges[low].start)
+        return 0;
+    *last = low;
+    return ranges[low].module;
 }
 
 #endif

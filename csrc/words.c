@@ -16,7 +16,6 @@
 
 /* GCC 12 unrolls a loop over 16 words and then does not vectorise it: 5 GB/s instead of 31. */
 #define BLOCK 32
-#define NO_LIMIT UINT64_MAX
 
 /* --- filters ---------------------------------------------------------------------------- */
 
@@ -38,43 +37,13 @@ static uint64_t next_block(const uint64_t *words, uint64_t at, uint64_t count,
     return at;
 }
 
-static inline bool is_in(const struct fastdump_range *windows, uint64_t word) {
-    return (word - windows[0].start < windows[0].end - windows[0].start) |
-           (word - windows[1].start < windows[1].end - windows[1].start) |
-           (word - windows[2].start < windows[2].end - windows[2].start);
-}
-
 /* --- where a word lies ------------------------------------------------------------------ */
-
-/* The segment that holds an address, NULL if none does. */
-static struct fastdump_segment *segment_of(struct fastdump_place *place,
-                                           const struct fastdump_heap *heap, uint64_t address) {
-    if (address >= place->from && address < place->to)
-        return place->segment;
-    uint64_t low = 0, high = heap->count;
-    while (low < high) {
-        uint64_t middle = (low + high) / 2;
-        if (heap->segments[middle]->start <= address)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    place->to = low < heap->count ? heap->segments[low]->start : NO_LIMIT;
-    place->from = low ? heap->segments[low - 1]->next : 0;
-    place->segment = NULL;
-    if (low && address < place->from) {
-        place->segment = heap->segments[low - 1];
-        place->to = place->from;
-        place->from = place->segment->start;
-    }
-    return place->segment;
-}
 
 /* The chunk whose user has the word at an address: see fastdump_segment. */
 static void move_to(struct fastdump_place *place, const struct fastdump_heap *heap,
                     uint64_t address) {
     uint64_t at = address - FASTDUMP_CHUNK_HEADER;
-    struct fastdump_segment *segment = segment_of(place, heap, at);
+    struct fastdump_segment *segment = fastdump_segment_of(place, heap, at);
     place->chunk = segment ? fastdump_chunk_of(segment, at) : 0;
     if (place->chunk) {
         place->end = fastdump_chunk_end(segment, place->chunk);
@@ -93,24 +62,6 @@ static inline bool is_at(const struct fastdump_place *place, uint64_t address) {
 
 static inline unsigned char *owner_of(const struct fastdump_segment *segment, uint64_t chunk) {
     return &segment->owners[(chunk - segment->start) / 32];
-}
-
-static uint32_t module_of(struct fastdump_words *words, uint64_t target) {
-    const struct fastdump_module_range *last = &words->ranges[words->last_range];
-    if (target >= last->start && target < last->end)
-        return last->module;
-    uint64_t low = 0, high = words->range_count;
-    while (low < high) {
-        uint64_t middle = (low + high) / 2;
-        if (words->ranges[middle].end <= target)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == words->range_count || target < words->ranges[low].start)
-        return 0;
-    words->last_range = low;
-    return words->ranges[low].module;
 }
 
 /* --- hits ------------------------------------------------------------------------------- */
@@ -168,7 +119,8 @@ static void vote(struct fastdump_words *words, uint32_t module) {
 }
 
 static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t address) {
-    uint32_t module = module_of(words, target);
+    uint32_t module =
+        fastdump_module_at(words->ranges, words->range_count, &words->last_range, target);
     if (!module)
         return;
     if (!is_at(&words->place, address)) {
@@ -270,7 +222,7 @@ void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_
     while ((at = next_block(found, at, count, words->windows)) < count) {
         uint64_t end = count - at < BLOCK ? count : at + BLOCK;
         for (; at < end; at++)
-            if (is_in(words->windows, found[at]))
+            if (fastdump_is_in(words->windows, found[at]))
                 count_hit(words, found[at], address + at * 8);
     }
 }
@@ -302,7 +254,7 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, u
         uint64_t end = count - at < BLOCK ? count : at + BLOCK;
         for (; at < end; at++) {
             uint64_t word = found[at];
-            if (!is_in(words->heap_windows, word))
+            if (!fastdump_is_in(words->heap_windows, word))
                 continue;
             if (!module && !is_at(place, address + at * 8)) {
                 move_to(place, &words->heap, address + at * 8);
@@ -310,7 +262,7 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, u
             }
             if (!owner)
                 continue;
-            struct fastdump_segment *segment = segment_of(&target, &words->heap, word);
+            struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
             uint64_t chunk = segment ? fastdump_chunk_of(segment, word) : 0;
             if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
                 continue;
@@ -346,7 +298,7 @@ void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_
         uint64_t end = count - at < BLOCK ? count : at + BLOCK;
         for (; at < end; at++) {
             uint64_t target = found[at];
-            if (!at || !is_in(types->windows, target))
+            if (!at || !fastdump_is_in(types->windows, target))
                 continue;
             if (!is_plausible(found[at - 1]))
                 continue;

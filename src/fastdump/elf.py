@@ -24,6 +24,7 @@ PN_XNUM = 0xFFFF
 SHT_NOTE = 7
 NT_PRSTATUS, NT_PRFPREG, NT_PRPSINFO, NT_AUXV = 1, 2, 3, 6
 NT_FILE, NT_SIGINFO = 0x46494C45, 0x53494749
+NT_X86_XSTATE = 0x202
 # Not 1: elfutils shows the type alone, and 1 is NT_PRSTATUS.
 NT_FASTDUMP_MANIFEST = 0x4644
 NOTE_OWNER = "FASTDUMP"
@@ -33,8 +34,8 @@ AT_NULL, AT_ENTRY, AT_RANDOM, AT_SYSINFO_EHDR = 0, 9, 25, 33
 # struct elf_prpsinfo of 64 bits: state, its letter, zombie, nice, flag, uid, gid, pid, ppid, pgrp,
 # sid, name, arguments.
 PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
-# Where struct elf_prstatus has the stack pointer: pr_reg is at 112.
-_STACK_POINTERS = {EM_X86_64: 112 + 19 * 8, EM_AARCH64: 112 + 31 * 8}
+_PR_REG = 112  # its offset in struct elf_prstatus
+_STACK_POINTERS = {EM_X86_64: _PR_REG + 19 * 8, EM_AARCH64: _PR_REG + 31 * 8}
 _MOST_NOTES = 1 << 18
 _MOST_NOTE_BYTES = 64 << 20
 _MOST_SEGMENTS = 1 << 20
@@ -287,3 +288,9 @@ class Elf:
                 (stack,) = struct.unpack_from(self._order + "Q", raw, stack_at)
                 found.append(Thread(signal, tid, stack if stack_at else 0))
         return found
+
+    @property
+    def registers(self) -> list[bytes]:
+        """What the registers of all threads hold, the vector registers too; 64 bit only."""
+        general = [raw[_PR_REG:] for raw in self.notes_of(NT_PRSTATUS)]
+        return [*general, *self.notes_of(NT_PRFPREG), *self.notes_of(NT_X86_XSTATE)]

@@ -14,6 +14,7 @@ from fastdump.place import Surveyed
 from fastdump.process import LiveProcess
 from fastdump.region import Range, Region, following
 from fastdump.selection import Preset, Rule
+from fastdump.snapshot import Snapshot
 from fastdump.source import CHUNK_SIZE, NOT_MAPPED, Chunk, Source, Zeros
 from fastdump.survey import Survey
 
@@ -25,12 +26,15 @@ class LiveSource(Source):
     """The memory of a process; it owns *process*. Regions are those of the moment it was opened.
 
     Swapped pages are read, as by :class:`Survey`, while there is room for them.
+
+    Attributes:
+        snapshot: The pause that *process* is of; None if it was not stopped.
     """
 
     format = "process"
 
-    def __init__(self, process: LiveProcess) -> None:
-        self.process = process
+    def __init__(self, process: LiveProcess, snapshot: Snapshot | None = None) -> None:
+        self.process, self.snapshot = process, snapshot
         self.name = str(process.pid)
         self._survey: Survey | None = None
         self._copier: Copier | None = None

@@ -110,6 +110,15 @@ class GlibcHeap:
         segment = self.segment_at(address)
         return segment.chunk_at(address) if segment else None
 
+    def taken(self) -> list[Range]:
+        """What is malloc's, in address order: its own data, and all chunks."""
+        found = [Range(arena.address, arena.address + _STATE.size) for arena in self.arenas]
+        for arena in self.arenas:
+            parts = zip(arena.heaps, arena.segments, strict=True)
+            # The header behind the last chunk begins with the end of what that one holds.
+            found += [Range(h.start, min(s.next + HEADER, h.end)) for h, s in parts]
+        return sorted([*found, *self.mapped])
+
     def index(self) -> None:
         """Make :meth:`chunk_at` know the segments."""
         self.segments = [s for arena in self.arenas for s in arena.segments]

@@ -202,10 +202,15 @@ class Snapshot:
             self.process = _Copy(target, guardian.child, facts, before, self.threads)
             self._closing.callback(self.process.__exit__)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether a freeze has ended by itself, so far: what is read from now on is late."""
+        guardian = self._guardian
+        return bool(guardian and self.pause.kind == FREEZE and guardian.released)
+
     def was_read(self, slices: Iterable[Slice]) -> None:
         """To be called when *slices* have been read, by any thread: they may be late."""
-        guardian = self._guardian
-        if guardian and self.pause.kind == FREEZE and guardian.released:
+        if self.is_over:
             self._late += [Unfrozen(s.address, s.address + s.length, LATE) for s in slices]
 
     def unfrozen(self, regions: Iterable[Region]) -> list[Unfrozen]:
@@ -243,9 +248,9 @@ class Snapshot:
 
     def release(self) -> None:
         """End the pause, and remove the copy; :attr:`pause` has its times then."""
+        self.ended_early = self.ended_early or self.is_over
         guardian, self._guardian = self._guardian, None
         if guardian:
-            self.ended_early = self.pause.kind == FREEZE and guardian.released
             ended_well = guardian.end()
             why = self.pause.why
             if not ended_well and self.pause.kind == FREEZE:

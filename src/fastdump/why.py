@@ -6,7 +6,6 @@ into modules, and to follow those from chunk to chunk (and count the objects of 
 
 from __future__ import annotations
 
-import bisect
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,6 @@ from fastdump._strings import Query
 from fastdump._words import (
     FURTHER,
     GLOBAL,
-    MOST_MODULES,
     PAGE_CLASSES,
     PARENT,
     TIERS,
@@ -33,10 +31,10 @@ from fastdump.addresses import short_name
 from fastdump.allocators import GO, allocators
 from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
-from fastdump.labels import Kind
 from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
 from fastdump.live_source import LiveSource
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
+from fastdump.modules import Modules
 from fastdump.pointers import Pointers
 from fastdump.region import Range
 from fastdump.selection import Preset, Rule, select
@@ -45,7 +43,6 @@ from fastdump.text import printable, size
 from fastdump.top import top
 from fastdump.vtables import TypeName, Vtables
 
-OTHERS = "other modules"
 _MOST_TARGETS = 2048  # that are looked at for types
 # Of live bytes: with less than that without an owner, no further chunk is looked for.
 _ENOUGH = 0.01
@@ -234,42 +231,12 @@ def why(
     return _Inquiry(source, rules, with_libraries).answer(count, strings)
 
 
-class _Modules:
-    """The modules of a source, by number: 1 is the executable; the last one stands for the rest."""
-
-    def __init__(self, source: Source) -> None:
-        sizes: dict[str, int] = {}
-        for region, label in zip(source.regions, source.labels, strict=True):
-            if label.module:
-                first = label.kind is Kind.EXECUTABLE
-                size = (1 << 62) if first else region.length
-                sizes[label.module] = sizes.get(label.module, 0) + size
-        self.paths = ["", *sorted(sizes, key=lambda path: -sizes[path])]
-        numbers = {path: min(n, MOST_MODULES) for n, path in enumerate(self.paths)}
-        if len(self.paths) > MOST_MODULES + 1:
-            self.paths[MOST_MODULES:] = [OTHERS]
-        self.ranges = [
-            ModuleRange(region.start, region.end, numbers[label.module])
-            for region, label in zip(source.regions, source.labels, strict=True)
-            if label.module
-        ]
-        self.numbers = numbers
-        self._starts = [found.start for found in self.ranges]
-
-    def path_at(self, address: int) -> str:
-        """The module that an address lies in, or nothing."""
-        number = bisect.bisect_right(self._starts, address) - 1
-        if number >= 0 and address < self.ranges[number].end:
-            return self.paths[self.ranges[number].module]
-        return ""
-
-
 class _Inquiry:
     def __init__(self, source: Source, rules: Sequence[Rule], with_libraries: bool) -> None:
         self._source, self._rules, self._with_libraries = source, rules, with_libraries
         self._regions, self._labels = source.regions, source.labels
         self._choices = select(self._regions, self._labels, Preset.DATA, rules, with_libraries)
-        self._modules = _Modules(source)
+        self._modules = Modules(source)
         self._problems: list[str] = []
         self._gaps: list[Gap] = []
 

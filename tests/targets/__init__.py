@@ -41,9 +41,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "build"
 FLAGS = ("-O1", "-g", "-Wall", "-Wextra", "-pthread")
-SHARED = {"lib_bss", "pattern", "plugin"}
-STRIPPED = {"objects", "plugin", "plugin_host", "service", "sessions"}
-NEEDS = {"awkward": ("lib_bss",)}
+SHARED = {"leaky_lib", "lib_bss", "pattern", "plugin"}
+STRIPPED = {"leaky", "objects", "plugin", "plugin_host", "service", "sessions"}
+NEEDS = {"awkward": ("lib_bss",), "leaky": ("leaky_lib",)}
 
 
 def build(name: str) -> Path:

@@ -34,6 +34,7 @@ _COMMANDS = {
     "hexdump": "Show the memory of a process or a dump as hexdump -C does.",
     "why": "Tell what fills the memory of a process or a dump, and which module put it there.",
     "report": "Write one HTML page: maps of the memory, and what `why` tells.",
+    "leaks": "Tell which chunks of malloc nothing in the program leads to any more.",
     "diff": "Tell what grew between two sources, or pages that `why --save` wrote.",
     "info": "Tell what a process, a core or a dump is, and whether it is whole.",
     "extract": "Write a dump in another format, or a range of memory as plain bytes.",

@@ -116,7 +116,7 @@ def pause_options(command: Command) -> Command:
             help="none: the target is not stopped. freeze: it is stopped until all is read. fork: "
             "it is stopped for milliseconds, and a copy-on-write copy of it is read; where that "
             "cannot be, freeze, which is said. fork!: an error then.  "
-            "[default: fork for lz4 and core, or a freeze for 2 s at most; else none]",
+            "[default: fork for lz4, core and leaks, or a freeze for 2 s at most; else none]",
         ),
     ):
         command = option(command)
@@ -162,16 +162,21 @@ def selected(
 
 
 @contextlib.contextmanager
-def opened(name: str, options: Mapping[str, Any]) -> Iterator[Source | None]:
+def opened(
+    name: str, options: Mapping[str, Any], unasked: str | None = NONE
+) -> Iterator[Source | None]:
     """The source that *name* names, a process paused as asked for; None if it is another file.
 
     A freeze lasts 2 s unless ``--max-pause`` says so: the output may have a slow reader.
+
+    Args:
+        unasked: The pause without ``--pause``, as of :class:`Snapshot`.
     """
     from fastdump.sources import is_pid, open_dump, open_source
 
-    pause = options["pause"] or NONE
+    pause = options["pause"] or unasked
     if pause == NONE or not is_pid(name):
-        if pause != NONE:
+        if options["pause"] not in (None, NONE):
             raise UsageError("--pause goes with a pid", "a dump is as it is")
         source = open_source(name) if is_pid(name) else open_dump(name)
         with source or contextlib.nullcontext():
@@ -188,7 +193,7 @@ def opened(name: str, options: Mapping[str, Any]) -> Iterator[Source | None]:
             check_memory=not options["ignore_headroom"],
         )
         with snapshot:
-            yield LiveSource(snapshot.process)
+            yield LiveSource(snapshot.process, snapshot)
     told: list[str] = []
     if options["stats"] or snapshot.pause.why:
         told += pause_lines(snapshot.as_dict())
