@@ -32,6 +32,7 @@ RUNS = {
     "search": ["PID behind -C 32"],
     "hexdump": ["PID [heap] -n 4K --follow-pointers"],
     "why": ["PID"],
+    "leaks": ["PID"],
     "report": ["PID -o OUT"],
     "diff": ["PAGE PID"],
     "info": ["PID", "DUMP --regions"],
