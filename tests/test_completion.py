@@ -57,7 +57,9 @@ def test_commands_and_options() -> None:
     assert "plain,fork!" in complete("fastdump dump --pause ")
 
 
-@pytest.mark.parametrize("command", ["maps", "dump", "strings", "search", "why", "info", "diff 1"])
+@pytest.mark.parametrize(
+    "command", ["maps", "dump", "strings", "search", "why", "leaks", "report", "info", "diff 1"]
+)
 def test_pids(command: str) -> None:
     with targets.start("exiter", "4K") as target:
         pid = str(target.pid)

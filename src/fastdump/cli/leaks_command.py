@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastdump.addresses import short_name
+from fastdump.cli.completion import complete_source
 from fastdump.cli.options import complain_of_gaps, opened, pause_options
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError
@@ -19,7 +20,7 @@ _MOST_TEXT = 60
 
 
 @click.command(name="leaks")
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=complete_source)
 @click.option(
     "--top",
     "count",

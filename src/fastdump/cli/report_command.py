@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fastdump.cli.completion import complete_source
 from fastdump.cli.options import OrderedCommand, complain_of_gaps, opened, pause_options, rules_of
 from fastdump.errors import UsageError, output_failed
 from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
@@ -20,7 +21,7 @@ _COUNT = 30  # lines of each table
 
 
 @click.command(name="report", cls=OrderedCommand)
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=complete_source)
 @click.option(
     "-o",
     "--output",
