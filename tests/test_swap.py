@@ -216,7 +216,9 @@ V2_MOUNT = "31 24 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegat
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root of its own for all that is asked about room; process 7 is in no cgroup yet."""
-    monkeypatch.setattr(fastdump.headroom, "Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr(
+        fastdump.headroom, "_read", lambda path: (tmp_path / path.lstrip("/")).read_text()
+    )
     write(tmp_path / "proc/meminfo", MEMINFO)
     write(tmp_path / "proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
     write(tmp_path / "proc/7/cgroup", "")

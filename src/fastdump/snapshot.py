@@ -17,7 +17,6 @@ import contextlib
 import mmap
 import os
 import platform
-import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -421,6 +420,8 @@ class _Guardian:
     def __init__(
         self, target: LiveProcess, kind: int, code: int, max_pause: float | None, threads: int
     ) -> None:
+        import socket  # 3 ms, for those who pause
+
         head = ffi.sizeof("struct fastdump_guard")
         table = threads * ffi.sizeof("struct fastdump_thread")
         self._area = mmap.mmap(-1, head + table + threads * _AREA_A_THREAD)
