@@ -101,4 +101,25 @@ static inline uint32_t fastdump_module_at(const struct fastdump_module_range *ra
     return ranges[low].module;
 }
 
+/* One vote more for a module, if there is room for it; *count is that of the votes. */
+static inline void fastdump_vote_for(struct fastdump_vote *votes, uint32_t *count,
+                                     uint32_t module) {
+    for (uint32_t i = 0; i < *count; i++)
+        if (votes[i].module == module) {
+            votes[i].count++;
+            return;
+        }
+    if (*count < FASTDUMP_VOTES)
+        votes[(*count)++] = (struct fastdump_vote){.module = module, .count = 1};
+}
+
+/* The module with the most votes, the first of several; 0 if there are none. */
+static inline uint32_t fastdump_elected(const struct fastdump_vote *votes, uint32_t count) {
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++)
+        if (votes[i].count > votes[best].count)
+            best = i;
+    return count ? votes[best].module : 0;
+}
+
 #endif

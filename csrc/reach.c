@@ -280,13 +280,7 @@ static void vote(struct fastdump_leaks *leaks, uint64_t word, bool first) {
         leaks->first = word;
         leaks->first_module = module;
     }
-    for (uint32_t i = 0; i < leaks->voted; i++)
-        if (leaks->votes[i].module == module) {
-            leaks->votes[i].count++;
-            return;
-        }
-    if (leaks->voted < FASTDUMP_VOTES)
-        leaks->votes[leaks->voted++] = (struct fastdump_vote){.module = module, .count = 1};
+    fastdump_vote_for(leaks->votes, &leaks->voted, module);
 }
 
 /* Of a table that fills up, the rarest distinctions go first; that of modules always has room. */
@@ -318,12 +312,9 @@ static struct fastdump_leak_group *group_of(struct fastdump_leaks *leaks, uint64
 
 static void enter(struct fastdump_leaks *leaks, const struct fastdump_segment *segment) {
     uint64_t chunk = leaks->chunk, size = fastdump_chunk_end(segment, chunk) - chunk;
-    uint32_t module = leaks->first_module, best = 0;
-    for (uint32_t i = 1; i < leaks->voted; i++)
-        if (leaks->votes[i].count > leaks->votes[best].count)
-            best = i;
-    if (!module && leaks->voted)
-        module = leaks->votes[best].module;
+    uint32_t module = leaks->first_module;
+    if (!module)
+        module = fastdump_elected(leaks->votes, leaks->voted);
     struct fastdump_leak_group *group = group_of(leaks, leaks->first, size, module);
     bool indirect = has(segment->pending, index_of(segment, chunk));
     if (!group->example || (!indirect && !group->direct))

@@ -96,26 +96,12 @@ static void own(struct fastdump_words *words, struct fastdump_segment *segment, 
 /* The chunk that was being read has an owner: the one of its first word, else of most words. */
 static void settle(struct fastdump_words *words) {
     struct fastdump_place *place = &words->place;
-    uint32_t best = 0;
-    for (uint32_t i = 1; i < words->voted; i++)
-        if (words->votes[i].count > words->votes[best].count)
-            best = i;
+    uint32_t elected = fastdump_elected(words->votes, words->voted);
     if (words->first)
         own(words, place->segment, place->chunk, place->end, words->first, FASTDUMP_FIRST_WORD);
-    else if (words->voted)
-        own(words, place->segment, place->chunk, place->end, words->votes[best].module,
-            FASTDUMP_ANY_WORD);
+    else if (elected)
+        own(words, place->segment, place->chunk, place->end, elected, FASTDUMP_ANY_WORD);
     words->first = words->voted = 0;
-}
-
-static void vote(struct fastdump_words *words, uint32_t module) {
-    for (uint32_t i = 0; i < words->voted; i++)
-        if (words->votes[i].module == module) {
-            words->votes[i].count++;
-            return;
-        }
-    if (words->voted < FASTDUMP_VOTES)
-        words->votes[words->voted++] = (struct fastdump_vote){.module = module, .count = 1};
 }
 
 static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t address) {
@@ -146,7 +132,7 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
         return;
     if (first)
         words->first = module;
-    vote(words, module);
+    fastdump_vote_for(words->votes, &words->voted, module);
 }
 
 /* --- pages ------------------------------------------------------------------------------ */

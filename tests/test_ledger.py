@@ -129,7 +129,14 @@ def test_browser(tmp_path: Path) -> None:
         options += ["--disable-dev-shm-usage", f"--user-data-dir={tmp_path}/profile"]
         command = [needed("chromium"), *options, "--remote-debugging-port=0", page.as_uri()]
         quiet = subprocess.DEVNULL
-        browser = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+        # Killed, it leaves its folder of sockets where TMPDIR says.
+        browser = subprocess.Popen(
+            command,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdout=quiet,
+            stderr=quiet,
+            start_new_session=True,
+        )
         with browser:
             try:
                 client, _ = server.accept()  # what comes before the image has run

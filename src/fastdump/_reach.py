@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastdump._heap import HEADER, Segment
-from fastdump._native import Memory, Slice, ffi, lib
-from fastdump._words import ModuleRange, windows_of
+from fastdump._native import Memory, Slice, _c_slices, ffi, lib
+from fastdump._words import ModuleRange, set_windows
 from fastdump.region import Range
 
 PENDING: int = lib.FASTDUMP_PENDING
@@ -39,16 +39,17 @@ class Reach:
     Args:
         segments: In address order.
         todo: So many chunks that are to be read are remembered by their address.
+        slices: What of *memory* can be read without a walk.
     """
 
-    def __init__(self, segments: Sequence[Segment], todo: int) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], todo: int, memory: Memory, slices: Sequence[Slice]
+    ) -> None:
+        self._memory, self._slices = memory, _c_slices(slices)
         self.c = c = ffi.new("struct fastdump_reach *")
         self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
         c.heap = {"segments": self._array, "count": len(segments)}
-        for number, window in enumerate(
-            windows_of(Range(s.start, s.next + HEADER) for s in segments)
-        ):
-            c.windows[number] = tuple(window)
+        set_windows(c.windows, (Range(s.start, s.next + HEADER) for s in segments))
         self._todo = ffi.new("uint64_t[]", todo)
         c.todo, c.todo_capacity = self._todo, todo
         lengths = [1 if s.single else (s.next - s.start) // 1024 + 1 for s in segments]
@@ -76,23 +77,10 @@ class Reach:
         view = ffi.from_buffer(data)
         lib.fastdump_reach_root(self.c, view, len(view))
 
-    def chase(self, memory: Memory, slices: Sequence[Slice], most: int, limit: int) -> int:
+    def chase(self, most: int, limit: int) -> int:
         """Read what is to be read page by page; how many pages it tried: see ``csrc/api.h``."""
-        c_slices = ffi.new(
-            "struct fastdump_slice[]",
-            [
-                {
-                    "address": s.address,
-                    "length": s.length,
-                    "file_offset": s.file_offset,
-                    "file": s.file,
-                    "flags": s.flags,
-                }
-                for s in slices
-            ],
-        )
-        tried = lib.fastdump_reach_chase(self.c, memory._target, c_slices, len(slices), most, limit)
-        return int(tried)
+        args = self._memory._target, self._slices, len(self._slices), most, limit
+        return int(lib.fastdump_reach_chase(self.c, *args))
 
     def take_todo(self) -> list[int]:
         """The addresses of some that are to be read, or were: in order, and only once."""
@@ -140,8 +128,7 @@ class Leaked:
         self._reach = reach
         self._c = c = ffi.new("struct fastdump_leaks *")
         c.reach = reach.c
-        for number, window in enumerate(windows_of(Range(r.start, r.end) for r in ranges)):
-            c.windows[number] = tuple(window)
+        set_windows(c.windows, (Range(r.start, r.end) for r in ranges))
         self._ranges = ffi.new("struct fastdump_module_range[]", [(*r, 0) for r in ranges])
         c.ranges, c.range_count = self._ranges, len(ranges)
         self._groups = ffi.new("struct fastdump_leak_group[]", _CAPACITY)

@@ -114,6 +114,12 @@ def windows_of(ranges: Iterable[Range]) -> list[Range]:
     return [Range(found[a].start, found[b - 1].end) for a, b in itertools.pairwise(cuts)]
 
 
+def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
+    """Those of *ranges*, for C."""
+    for number, window in enumerate(windows_of(ranges)):
+        windows[number] = tuple(window)
+
+
 class Words:
     """What the words of memory point to, fed in address order; see ``csrc/words.c``.
 
@@ -124,13 +130,11 @@ class Words:
     def __init__(self, ranges: Sequence[ModuleRange], heap: Heap) -> None:
         self._words = words = ffi.new("struct fastdump_words *")
         self._keep: list[Any] = [heap]
-        for number, window in enumerate(windows_of(Range(r.start, r.end) for r in ranges)):
-            words.windows[number] = tuple(window)
+        set_windows(words.windows, (Range(r.start, r.end) for r in ranges))
         words.ranges = self._own("struct fastdump_module_range[]", [(*r, 0) for r in ranges])
         words.range_count = len(ranges)
         words.heap = heap.c
-        for number, window in enumerate(windows_of(Range(s.start, s.next) for s in heap.segments)):
-            words.heap_windows[number] = tuple(window)
+        set_windows(words.heap_windows, (Range(s.start, s.next) for s in heap.segments))
         self._hits = mmap.mmap(-1, _CAPACITY * _HIT.size)
         words.hits = ffi.cast("struct fastdump_pointed *", ffi.from_buffer(self._hits))
         words.capacity = _CAPACITY
@@ -224,8 +228,7 @@ class TypeCounter:
         self._c = c = ffi.new("struct fastdump_types *")
         self._heap = heap
         c.heap = heap.c
-        for number, window in enumerate(windows_of(Range(t, t + 1) for t in types)):
-            c.windows[number] = tuple(window)
+        set_windows(c.windows, (Range(t, t + 1) for t in types))
         capacity = 1 << (2 * len(types) + 1).bit_length()
         self._types = ffi.new("struct fastdump_type[]", capacity)
         c.types, c.capacity = self._types, capacity

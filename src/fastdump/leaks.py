@@ -164,11 +164,11 @@ class _Hunt:
         self._gaps: list[Gap] = []
         self._roots = 0
         self._problems = list(heap.problems)
-        self._memory, self._direct = _direct(source)
+        memory, slices = _direct(source)
         held = sum(segment.next - segment.start for segment in self._segments)
-        cost = PAGE_SIZE if self._direct else _LZ4_COST if source.format == "lz4" else _GRAIN
+        cost = PAGE_SIZE if slices else _LZ4_COST if source.format == "lz4" else _GRAIN
         self._few = max(held // cost, _FEW)
-        self._reach = Reach(self._segments, 2 * self._few)
+        self._reach = Reach(self._segments, 2 * self._few, memory, slices)
 
     def result(self) -> Leaks:
         self._feed_roots()
@@ -284,7 +284,7 @@ class _Hunt:
         while reach.pending:
             budget = self._few
             while 0 < reach.pending <= self._few and budget > 0:
-                budget -= reach.chase(self._memory, self._direct, self._few, budget)
+                budget -= reach.chase(self._few, budget)
                 todo = reach.take_todo()
                 if not todo:
                     break

@@ -123,9 +123,9 @@ class Ledger:
         return PYTHON if objects << 20 > _OBJECTS * region.length else UNKNOWN
 
 
-def resident(source: Source) -> list[int]:
+def resident(source: Source) -> Sequence[int]:
     """For each region what is in RAM; of a dump what it has."""
     if isinstance(source, LiveSource):
-        return source.process.resident(source.regions)
+        return source.resident
     assert isinstance(source, Dumped)
     return source.known()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import errno
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ class LiveSource(Source):
     def residency(self) -> Sequence[Residency]:
         """What the page tables held of each region when it was opened."""
         return self._all.residency
+
+    @functools.cached_property
+    def resident(self) -> Sequence[int]:
+        """The bytes of each region that were in the target's RAM then."""
+        return self.process.resident(self.regions, self.residency)
 
     def close(self) -> None:
         if self._survey:

@@ -237,13 +237,13 @@ class LiveProcess:
         except _native.MemoryGone:
             raise self.gone() from None
 
-    def resident(self, regions: Sequence[Region]) -> list[int]:
-        """The bytes of each region that are in the target's RAM.
+    def resident(self, regions: Sequence[Region], found: Sequence[_native.Residency]) -> list[int]:
+        """The bytes of each region in the RAM of the target, of which *found* is the residency.
 
         Raises:
             SourceGone: It exited or called exec.
         """
-        return [found.present for found in self.residency(regions)]
+        return [held.present for held in found]
 
     def growth(self) -> Growth:
         """What the target costs its host now."""

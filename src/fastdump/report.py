@@ -24,7 +24,7 @@ from fastdump.errors import UsageError
 from fastdump.labels import Kind
 from fastdump.ledger import resident
 from fastdump.source import Source
-from fastdump.text import printable
+from fastdump.text import cut
 from fastdump.why import Why
 
 try:
@@ -79,8 +79,7 @@ def _json(data: Any) -> str:
 
 
 def _text(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 3] + "..."
+    return cut(text, _MOST_TEXT)
 
 
 def _data(source: Source, found: Why) -> dict[str, Any]:

@@ -368,13 +368,14 @@ class _Copy(LiveProcess):
                 found[i] = held
         return found
 
-    def resident(self, regions: Sequence[Region]) -> list[int]:
+    def resident(self, regions: Sequence[Region], found: Sequence[_native.Residency]) -> list[int]:
         """That of the target where fork(2) copies no page tables: of files and shared memory."""
-        found, theirs = super().resident(regions), self._target.resident(regions)
-        return [
-            max(found[i], theirs[i]) if region.has_file else found[i]
-            for i, region in enumerate(regions)
-        ]
+        files = [i for i, region in enumerate(regions) if region.has_file]
+        present = super().resident(regions, found)
+        theirs = self._target.residency([regions[i] for i in files])
+        for i, held in zip(files, theirs, strict=True):
+            present[i] = max(present[i], held.present)
+        return present
 
     def open_mapped(self, region: Region) -> int:
         if region.start in self.origins:

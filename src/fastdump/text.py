@@ -33,3 +33,14 @@ def size(length: int) -> str:
     if unit == "B":
         return f"{length} B"
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+
+
+def cut(text: str, most: int) -> str:
+    """*text* made printable, and not longer than *most* characters."""
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def share(part: int, whole: int) -> str:
+    """*part* of *whole* in percent; of nothing there is none."""
+    return f"{100 * part / whole:.1f}%" if whole else "-"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import click
-from click.shell_completion import CompletionItem
+if TYPE_CHECKING:  # every command has this file, few runs complete anything
+    import click
+    from click.shell_completion import CompletionItem
 
 
 def complete_pid(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -20,7 +22,7 @@ def complete_source(ctx: click.Context, param: click.Parameter, typed: str) -> l
         found = list(_processes(typed))
         if found:
             return found
-    return [CompletionItem(typed, type="file")]
+    return [_item(typed, type="file")]
 
 
 def complete_region(ctx: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -39,7 +41,7 @@ def complete_region(ctx: click.Context, param: click.Parameter, typed: str) -> l
         return []
     # The shell gets a line for each, and no name from a process may be more than a word.
     words = sorted(name for name in names if name.isprintable() and not set(name) & set(" ,\t$`"))
-    return [CompletionItem(word) for word in words if word and word.startswith(typed)]
+    return [_item(word) for word in words if word and word.startswith(typed)]
 
 
 def _processes(typed: str) -> Iterator[CompletionItem]:
@@ -53,4 +55,10 @@ def _processes(typed: str) -> Iterator[CompletionItem]:
         except OSError:
             continue
         shown = "".join(c if c.isalnum() or c in "._-" else "?" for c in comm)
-        yield CompletionItem(name, help=shown)
+        yield _item(name, help=shown)
+
+
+def _item(*args: str, **kwargs: str) -> CompletionItem:
+    from click.shell_completion import CompletionItem
+
+    return CompletionItem(*args, **kwargs)

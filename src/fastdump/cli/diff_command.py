@@ -12,6 +12,7 @@ import click
 
 from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
+from fastdump.cli.options import json_option, top_option
 from fastdump.errors import CorruptDump
 from fastdump.growth import LONG, growth
 from fastdump.sources import is_pid, open_source
@@ -22,15 +23,8 @@ _MOST_PAGE = 64 << 20
 @click.command(name="diff")
 @click.argument("old", metavar="A", shell_complete=complete_source)
 @click.argument("new", metavar="B", shell_complete=complete_source)
-@click.option(
-    "--top",
-    "count",
-    type=click.IntRange(1, 1000),
-    default=20,
-    show_default=True,
-    help="Lines of the table.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@top_option(20, "Lines of the table.")
+@json_option
 def command(old: str, new: str, count: int, as_json: bool) -> int:
     """Tell what grew from A to B: modules, types, sizes, repeated text, ranked.
 

@@ -9,7 +9,7 @@ import click
 from fastdump.addresses import short_name
 from fastdump.cli.table import print_table
 from fastdump.growth import Grown, suspects
-from fastdump.text import printable, size
+from fastdump.text import cut, printable, size
 
 _MOST_TEXT = 80
 
@@ -53,8 +53,7 @@ def _sentence(each: Grown, seconds: float | None) -> str:
 
 
 def _name(each: Grown) -> str:
-    name = printable(short_name(each.name) if each.kind == "module" else each.name)
-    return name if len(name) <= _MOST_TEXT else name[: _MOST_TEXT - 3] + "..."
+    return cut(short_name(each.name) if each.kind == "module" else each.name, _MOST_TEXT)
 
 
 def _signed(length: int) -> str:

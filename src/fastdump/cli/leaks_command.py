@@ -10,26 +10,24 @@ import click
 
 from fastdump.addresses import short_name
 from fastdump.cli.completion import complete_source
-from fastdump.cli.options import complain_of_gaps, opened, pause_options
+from fastdump.cli.options import (
+    complain_of_gaps,
+    json_option,
+    opened_memory,
+    pause_options,
+    top_option,
+)
 from fastdump.cli.table import print_table
-from fastdump.errors import UsageError
-from fastdump.leaks import Count, Leaks, leaks
-from fastdump.text import printable, size
+from fastdump.leaks import Leaks, leaks
+from fastdump.text import cut, printable, share, size
 
 _MOST_TEXT = 60
 
 
 @click.command(name="leaks")
 @click.argument("source", metavar="SOURCE", shell_complete=complete_source)
-@click.option(
-    "--top",
-    "count",
-    type=click.IntRange(1, 1000),
-    default=10,
-    show_default=True,
-    help="Lines of the table.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@top_option(10, "Lines of the table.")
+@json_option
 @pause_options
 def command(source: str, count: int, as_json: bool, **options: Any) -> int:
     """Tell which chunks of glibc's malloc nothing in SOURCE, a pid or a dump, leads to any more.
@@ -42,10 +40,8 @@ def command(source: str, count: int, as_json: bool, **options: Any) -> int:
     read as it runs: the output says which. Memory that grows need not be leaked: what a program
     keeps and never uses again is reachable. fastdump why SOURCE tells what that is.
     """
-    with opened(source, {**options, "stats": False}, unasked=None) as dump:
-        if dump is None:
-            raise UsageError(f"{source} is no core and no dump", "fastdump dump PID makes one")
-        found = leaks(dump)
+    with opened_memory(source, {**options, "stats": False}, unasked=None) as memory:
+        found = leaks(memory)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
@@ -64,7 +60,7 @@ def _print(found: Leaks, count: int) -> None:
     if found.pause:
         click.echo(f"{_PAUSES[found.pause]}\n")
     rows = [
-        (f"{each.chunks:,}", size(each.bytes), _share(each, found.live), name)
+        (f"{each.chunks:,}", size(each.bytes), share(each.bytes, found.live.bytes), name)
         for name, each in totals
     ]
     print_table(("chunks", "bytes", "of live", "chunks of malloc"), rows, right=(0, 1, 2))
@@ -77,7 +73,7 @@ def _print(found: Leaks, count: int) -> None:
                 f"{row.indirect.chunks:,}",
                 f"{row.size:,}" if row.size else "any",
                 f"{row.example:x}",
-                _cut(row.type) or "-",
+                cut(row.type, _MOST_TEXT) or "-",
                 printable(short_name(row.module)) or "-",
             )
             for row in found.rows[:count]
@@ -108,18 +104,10 @@ def _next(found: Leaks) -> Iterator[tuple[str, str]]:
     if found.rows:
         command = f"fastdump hexdump {name} {found.rows[0].example:x} --follow-pointers"
         yield "What is in one of the first row:", command
-    kept = f"{size(found.reachable.bytes)}, {_share(found.reachable, found.live)}, are reachable"
+    reachable = found.reachable.bytes
+    kept = f"{size(reachable)}, {share(reachable, found.live.bytes)}, are reachable"
     yield f"{kept}: memory may grow there too. What it holds:", f"fastdump why {name}"
     if found.pause:
         yield "What grows, reachable or not:", f"fastdump why {name} --every 60s"
     else:
         yield "What grew, reachable or not, up to a later dump:", f"fastdump diff {name} LATER"
-
-
-def _share(part: Count, whole: Count) -> str:
-    return f"{100 * part.bytes / whole.bytes:.1f}%" if whole.bytes else "-"
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 3] + "..."

@@ -73,6 +73,37 @@ def selection_options(command: Command) -> Command:
     return command
 
 
+def rule_options(command: Command) -> Command:
+    """What of a source is looked at, for commands that have one selection to begin with."""
+    for option in (
+        click.option(
+            "--exclude", multiple=True, metavar="RULE", help="Leave out what RULE matches."
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="RULE",
+            help="Take in what RULE matches, as of maps.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def top_option(lines: int, help: str) -> Callable[[Command], Command]:
+    """How long a table is, as ``count``."""
+    return click.option(
+        "--top",
+        "count",
+        type=click.IntRange(1, 1000),
+        default=lines,
+        show_default=True,
+        help=help,
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+
 swap_option = click.option(
     "--swap/--no-swap",
     default=None,
@@ -170,6 +201,8 @@ def opened(
     A freeze lasts 2 s unless ``--max-pause`` says so: the output may have a slow reader.
 
     Args:
+        options: Of the command. What a pause came to is told with ``stats``; of a command that has
+            no such option, with ``--pause``.
         unasked: The pause without ``--pause``, as of :class:`Snapshot`.
     """
     from fastdump.sources import is_pid, open_dump, open_source
@@ -195,12 +228,23 @@ def opened(
         with snapshot:
             yield LiveSource(snapshot.process, snapshot)
     told: list[str] = []
-    if options["stats"] or snapshot.pause.why:
+    if options.get("stats", options["pause"] is not None) or snapshot.pause.why:
         told += pause_lines(snapshot.as_dict())
     if snapshot.ended_early:
         told.append("  pause     it ended before all was read: the rest is not of that moment")
     for line in told:
         click.echo(f"fastdump:{line.replace('  pause    ', ' pause:', 1)}", err=True)
+
+
+@contextlib.contextmanager
+def opened_memory(
+    name: str, options: Mapping[str, Any], unasked: str | None = NONE
+) -> Iterator[Source]:
+    """The same, for commands to which any other file is an error."""
+    from fastdump.sources import open_source
+
+    with opened(name, options, unasked) as source:
+        yield source or open_source(name)
 
 
 def complain(error: FastdumpError) -> None:

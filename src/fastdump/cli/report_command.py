@@ -10,10 +10,16 @@ from typing import Any
 import click
 
 from fastdump.cli.completion import complete_source
-from fastdump.cli.options import OrderedCommand, complain_of_gaps, opened, pause_options, rules_of
+from fastdump.cli.options import (
+    OrderedCommand,
+    complain_of_gaps,
+    opened_memory,
+    pause_options,
+    rule_options,
+    rules_of,
+)
 from fastdump.errors import UsageError, output_failed
 from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
-from fastdump.sources import open_source
 from fastdump.text import printable, size
 from fastdump.url import shown
 
@@ -32,10 +38,7 @@ _COUNT = 30  # lines of each table
 )
 @click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
-@click.option("--exclude", multiple=True, metavar="RULE", help="Leave out what RULE matches.")
-@click.option(
-    "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
-)
+@rule_options
 @pause_options
 @click.pass_context
 def command(
@@ -62,9 +65,7 @@ def command(
         raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     check_output(output, force)
     rules = rules_of(ctx, include, exclude)
-    pausing["stats"] = pausing["pause"] is not None
-    with opened(source, pausing) as dump:
-        memory = dump or open_source(source)  # what is no dump is an error, which that raises
+    with opened_memory(source, pausing) as memory:
         found = why(memory, rules=rules, count=_COUNT, strings=not no_strings)
         page = report(memory, found)
     _write(page, output, force)

@@ -14,13 +14,20 @@ import click
 from fastdump.addresses import short_name
 from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
-from fastdump.cli.options import OrderedCommand, opened, pause_options, rules_of, seconds_of
+from fastdump.cli.options import (
+    OrderedCommand,
+    json_option,
+    opened_memory,
+    pause_options,
+    rule_options,
+    rules_of,
+    seconds_of,
+    top_option,
+)
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError, output_failed
 from fastdump.growth import LONG, growth
-from fastdump.pprof import profile
-from fastdump.sources import open_source
-from fastdump.text import printable, size
+from fastdump.text import cut, printable, share, size
 from fastdump.why import Why, why
 
 _MOST_TEXT = 100
@@ -28,16 +35,9 @@ _MOST_TEXT = 100
 
 @click.command(name="why", cls=OrderedCommand)
 @click.argument("source", metavar="SOURCE", shell_complete=complete_source)
-@click.option(
-    "--top",
-    "count",
-    type=click.IntRange(1, 1000),
-    default=10,
-    show_default=True,
-    help="Lines of each table.",
-)
+@top_option(10, "Lines of each table.")
 @click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+@json_option
 @click.option(
     "--folded", is_flag=True, help="Print lines for flame graphs: module;type;size class and bytes."
 )
@@ -65,10 +65,7 @@ _MOST_TEXT = 100
     show_default=True,
     help="Samples of --every.",
 )
-@click.option("--exclude", multiple=True, metavar="RULE", help="Leave out what RULE matches.")
-@click.option(
-    "--include", multiple=True, metavar="RULE", help="Take in what RULE matches, as of maps."
-)
+@rule_options
 @pause_options
 @click.pass_context
 def command(
@@ -101,19 +98,13 @@ def command(
     suspects  what stands out, and the command that shows more
     """
     rules = rules_of(ctx, include, exclude)
-    pausing["stats"] = pausing["pause"] is not None
     if every is not None and (save or folded or pprof):
         raise UsageError("--every prints no page", "--save, --folded and --pprof are for one look")
     long = bool(save or folded or pprof or every is not None)
 
     def look() -> Why:
-        with opened(source, pausing) as memory:
-            return why(
-                memory or open_source(source),  # what is no dump is an error, which that raises
-                rules=rules,
-                count=LONG if long else count,
-                strings=not no_strings,
-            )
+        with opened_memory(source, pausing) as memory:
+            return why(memory, rules=rules, count=LONG if long else count, strings=not no_strings)
 
     if every is not None:
         return _watch(look, every, samples, count, as_json)
@@ -121,6 +112,8 @@ def command(
     if save:
         _write(save, json.dumps(found.to_json()).encode())
     if pprof:
+        from fastdump.pprof import profile
+
         _write(pprof, profile(found.stacks(), time.time_ns()))
     if folded:
         for line in found.folded():
@@ -176,7 +169,7 @@ def _print(found: Why, count: int) -> None:
                 f"{each.objects:,}",
                 size(each.bytes) if each.bytes else "-",
                 each.language,
-                _cut(each.name),
+                cut(each.name, _MOST_TEXT),
                 printable(short_name(each.module)),
             )
             for each in found.types[:count]
@@ -184,7 +177,10 @@ def _print(found: Why, count: int) -> None:
         print_table(("objects", "bytes", "language", "type", "module"), rows, right=(0, 1))
     if found.templates:
         click.echo()
-        texts = [(f"{t.strings:,}", size(t.bytes), _cut(t.text)) for t in found.templates[:count]]
+        texts = [
+            (f"{t.strings:,}", size(t.bytes), cut(t.text, _MOST_TEXT))
+            for t in found.templates[:count]
+        ]
         print_table(("strings", "bytes", "text, # for numbers"), texts, right=(0, 1))
     for problem in found.problems:
         click.echo(f"\nnot sure: {printable(problem)}")
@@ -192,18 +188,9 @@ def _print(found: Why, count: int) -> None:
         click.echo(f"\n{printable(suspect.text)}\n  {printable(suspect.command)}")
 
 
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 3] + "..."
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
 def _print_ledger(found: Why) -> None:
     rows = [
-        (size(bucket.bytes), _share(bucket.bytes, found.total), bucket.name)
+        (size(bucket.bytes), share(bucket.bytes, found.total), bucket.name)
         for bucket in found.ledger
     ]
     told = f"sum; the kernel says {size(found.rss)}" if found.rss else "sum: what the dump has"
@@ -215,14 +202,14 @@ def _print_modules(found: Why, count: int) -> None:
     rows = [
         (
             size(module.bytes),
-            _share(module.bytes, found.live_bytes),
+            share(module.bytes, found.live_bytes),
             f"{module.chunks:,}",
-            *(_share(length, module.bytes) for length in module.tiers.values()),
+            *(share(length, module.bytes) for length in module.tiers.values()),
             printable(short_name(module.path)),
         )
         for module in found.modules[:count]
     ]
     unowned = found.live_bytes - sum(module.bytes for module in found.modules)
-    rows.append((size(unowned), _share(unowned, found.live_bytes), "", *[""] * 5, "none found"))
+    rows.append((size(unowned), share(unowned, found.live_bytes), "", *[""] * 5, "none found"))
     head = ("bytes", "of live", "chunks", *next(iter(found.modules)).tiers, "module")
     print_table(head, rows, right=range(len(head) - 1))
