@@ -523,6 +523,13 @@ int64_t fastdump_search_bytes(struct fastdump_search *search, const void *data, 
  */
 #define FASTDUMP_CHUNK_HEADER 16
 
+struct fastdump_chunk_tally {
+    uint64_t live;
+    uint64_t live_bytes;
+    uint64_t free;
+    uint64_t free_bytes;
+};
+
 struct fastdump_segment {
     uint64_t start; /* of the first chunk: a multiple of 16 */
     uint64_t end;
@@ -536,13 +543,7 @@ struct fastdump_segment {
     uint64_t *caches;      /* chunks that may be malloc's own of a thread (tcache) */
     uint64_t caches_capacity;
     uint64_t caches_found;
-};
-
-struct fastdump_chunk_tally {
-    uint64_t live;
-    uint64_t live_bytes;
-    uint64_t free;
-    uint64_t free_bytes;
+    struct fastdump_chunk_tally tally; /* of all chunks so far, if it is not a single one */
 };
 
 /*
@@ -637,7 +638,7 @@ struct fastdump_owned {
 
 /* Words that point to exactly one address in a module. */
 struct fastdump_pointed {
-    uint64_t target;     /* 0: free */
+    uint64_t target;
     uint64_t size_class; /* of the chunks whose first word they are; 0: they are no first words */
     uint64_t count;
     uint64_t bytes;   /* of these chunks */
@@ -664,37 +665,55 @@ struct fastdump_cell {
 };
 
 struct fastdump_words {
-    struct fastdump_range windows[3];           /* all ranges lie in them */
+    struct fastdump_range windows[3];           /* all ranges and all segments lie in them, */
+    struct fastdump_range module_windows[3];    /* all ranges, */
+    struct fastdump_range heap_windows[3];      /* all segments */
     const struct fastdump_module_range *ranges; /* in address order; at least one */
     uint64_t range_count;
     uint64_t last_range;
-    struct fastdump_heap heap;             /* every segment with owners, all zero at first */
-    struct fastdump_range heap_windows[3]; /* all segments lie in them */
-    struct fastdump_pointed *hits;         /* all zero at first */
-    uint64_t capacity;                     /* a power of 2 */
+    struct fastdump_heap heap;     /* every segment with owners, all zero at first */
+    struct fastdump_pointed *hits; /* the first used of them; room for 3/4 of capacity */
+    uint32_t *slots;               /* a hash table: 1 + the index of a hit. All zero at first */
+    uint64_t capacity;             /* of it: a power of 2 */
     uint64_t used;
     uint64_t lost;                /* words for whose target there was no room */
     uint64_t stale;               /* words in free chunks: not counted */
     struct fastdump_owned *owned; /* FASTDUMP_MODULES */
-    struct fastdump_cell *cells;  /* of the pages that were fed, in their order */
+    struct fastdump_cell *cells;  /* of the pages that were entered, in their order */
     uint64_t cell_capacity;       /* even, and not 0 */
     uint64_t cell_count;
+    uint64_t pages[FASTDUMP_PAGE_CLASSES]; /* of all cells */
     uint64_t cell_pages; /* that make a cell full: 1 at first, doubled when there are too many */
     struct fastdump_place place;
     struct fastdump_place target;
+    int32_t kernel;
     uint32_t first; /* of the chunk being read: the module of its first word, */
     uint32_t voted; /* and those of all words */
     struct fastdump_vote votes[FASTDUMP_VOTES];
 };
 
 /*
- * Count what the words point to that lie in length bytes at address, on whole words both: those in
- * live chunks, and those outside of the heap. Memory is fed in address order.
+ * The words of length bytes, at most FASTDUMP_FIND_MOST, that lie in the windows, and the index of
+ * each. Returns how many; more than capacity - FASTDUMP_FIND_SLACK: not all of them.
  */
-void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_t length,
-                         uint64_t address);
+#define FASTDUMP_FIND_MOST 524288 /* an index has 16 bits */
+#define FASTDUMP_FIND_SLACK 64
+uint64_t fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
+                             uint64_t capacity, uint64_t *found_ret, uint16_t *indexes_ret);
 
-/* The last chunk has its owner; the next memory may lie anywhere. */
+/* The same; and enter the pages of 4 KiB, while they are in the cache. */
+uint64_t fastdump_words_enter(struct fastdump_words *words, const void *data, uint64_t length,
+                              uint64_t address, uint64_t capacity, uint64_t *found_ret,
+                              uint16_t *indexes_ret);
+
+/*
+ * Count what words point to that were found at address: those in live chunks, and those outside of
+ * the heap. In address order.
+ */
+void fastdump_words_count(struct fastdump_words *words, const uint64_t *found,
+                          const uint16_t *indexes, uint64_t count, uint64_t address);
+
+/* The last chunk has its owner; the next words may lie anywhere. */
 void fastdump_words_settle(struct fastdump_words *words);
 
 /*
@@ -702,8 +721,9 @@ void fastdump_words_settle(struct fastdump_words *words);
  * lies in, or module, which is not 0 for the data of one. tier: PARENT (only chunks whose owner is
  * known by their words), GLOBAL, FURTHER (all). Returns how many.
  */
-uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, uint64_t length,
-                               uint64_t address, uint32_t module, uint32_t tier);
+uint64_t fastdump_words_follow(struct fastdump_words *words, const uint64_t *found,
+                               const uint16_t *indexes, uint64_t count, uint64_t address,
+                               uint32_t module, uint32_t tier);
 
 /*
  * Objects of CPython, by their type.
@@ -733,12 +753,13 @@ struct fastdump_types {
     uint64_t places_capacity;
     uint64_t places_found;
     struct fastdump_place place;
+    int32_t kernel;
 };
 
 /* Where a type lies in the table, or a free place for it. */
 uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address);
 
-/* Count the objects whose header lies in length bytes at address, as fastdump_words_feed. */
+/* Count the objects whose header lies in length bytes at address, on whole words both. */
 void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
                          uint64_t address);
 

@@ -4,6 +4,7 @@
 
 #include "scan.h"
 #include "search.h"
+#include "words.h"
 
 static bool always(void) { return true; }
 
@@ -25,14 +26,19 @@ static const struct kernel {
     fastdump_find_function *find;
     fastdump_anchors_function *anchors;
     fastdump_windows_function *windows;
+    fastdump_near_function *near;
 } kernels[] = {
 #if defined(__x86_64__)
-    {"avx512", has_avx512, fastdump_find_avx512, fastdump_anchors_avx512, fastdump_windows_avx512},
-    {"avx2", has_avx2, fastdump_find_avx2, fastdump_anchors_avx2, fastdump_windows_avx2},
+    {"avx512", has_avx512, fastdump_find_avx512, fastdump_anchors_avx512, fastdump_windows_avx512,
+     fastdump_near_avx2},
+    {"avx2", has_avx2, fastdump_find_avx2, fastdump_anchors_avx2, fastdump_windows_avx2,
+     fastdump_near_avx2},
 #elif defined(__aarch64__)
-    {"neon", always, fastdump_find_neon, fastdump_anchors_neon, fastdump_windows_scalar},
+    {"neon", always, fastdump_find_neon, fastdump_anchors_neon, fastdump_windows_scalar,
+     fastdump_near_scalar},
 #endif
-    {"scalar", always, fastdump_find_scalar, fastdump_anchors_scalar, fastdump_windows_scalar},
+    {"scalar", always, fastdump_find_scalar, fastdump_anchors_scalar, fastdump_windows_scalar,
+     fastdump_near_scalar},
 };
 
 static const struct kernel *kernel_at(int32_t index) {
@@ -82,3 +88,5 @@ int64_t fastdump_find(int32_t kernel, struct fastdump_finder *finder, const void
 fastdump_anchors_function *fastdump_anchors_of(int32_t kernel) { return kernels[kernel].anchors; }
 
 fastdump_windows_function *fastdump_windows_of(int32_t kernel) { return kernels[kernel].windows; }
+
+fastdump_near_function *fastdump_near_of(int32_t kernel) { return kernels[kernel].near; }

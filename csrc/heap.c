@@ -49,6 +49,17 @@ static bool may_be_cache(const unsigned char *user, uint64_t size) {
 
 static void mark(uint64_t *bits, uint64_t index) { bits[index / 64] |= 1ull << index % 64; }
 
+void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) {
+    if (fastdump_chunk_is_free(segment, chunk))
+        return;
+    uint64_t size = fastdump_chunk_end(segment, chunk) - chunk;
+    mark(segment->free, (chunk - segment->start) / 16);
+    segment->tally.live--;
+    segment->tally.live_bytes -= size;
+    segment->tally.free++;
+    segment->tally.free_bytes += size;
+}
+
 int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
                               uint64_t address) {
     const unsigned char *bytes = data;
@@ -63,7 +74,7 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
         if (last_free) {
             if (words[0] != segment->next - segment->last)
                 return -EILSEQ;
-            mark(segment->free, (segment->last - segment->start) / 16);
+            fastdump_segment_release(segment, segment->last);
         }
         if (size == FENCEPOST || (size == 0 && words[1] == PREV_INUSE))
             return 1;
@@ -71,6 +82,8 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
             size > segment->end - segment->next)
             return -EILSEQ;
         mark(segment->begins, (segment->next - segment->start) / 16);
+        segment->tally.live++;
+        segment->tally.live_bytes += size;
         uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
         if ((size == 0x250 || size == 0x290 || size == 0x300) &&
             (behind + 8 > end || may_be_cache(bytes + (segment->next + 16 - address), size)) &&
@@ -80,10 +93,6 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
         segment->next = behind;
     }
     return segment->next >= segment->end;
-}
-
-void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) {
-    mark(segment->free, (chunk - segment->start) / 16);
 }
 
 uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t address,

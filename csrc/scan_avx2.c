@@ -1,6 +1,7 @@
 /* Finds strings with AVX2: load and classify only. */
 #if defined(__x86_64__)
 #include "scan.h"
+#include "words.h"
 #include <immintrin.h>
 
 #define TARGET __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))
@@ -150,5 +151,48 @@ TARGET bool fastdump_windows_avx2(const struct fastdump_search *search, const un
         any |= word;
     }
     return any;
+}
+
+/* The upper halves of 8 words, in the order 0 1 4 5 2 3 6 7, held against three ranges. */
+HELPER __m256i near_words(const uint64_t *words, const __m256i *bias, const __m256i *limits) {
+    __m256 low = _mm256_loadu_ps((const float *)words);
+    __m256 high = _mm256_loadu_ps((const float *)(words + 4));
+    __m256i halves = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+    __m256i any = _mm256_cmpgt_epi32(limits[0], _mm256_add_epi32(halves, bias[0]));
+    for (int i = 1; i < 3; i++)
+        any =
+            _mm256_or_si256(any, _mm256_cmpgt_epi32(limits[i], _mm256_add_epi32(halves, bias[i])));
+    return any;
+}
+
+TARGET void fastdump_near_avx2(const struct fastdump_range *windows, const uint64_t *words,
+                               uint64_t count, uint64_t *near_ret) {
+    const struct fastdump_near near = fastdump_near(windows);
+    __m256i bias[3], limits[3];
+    for (int i = 0; i < 3; i++) { /* comparisons are signed; no range has all halves */
+        bias[i] = _mm256_set1_epi32((int)(0x80000000u - near.first[i]));
+        limits[i] = _mm256_set1_epi32((int)(0x80000001u + near.more[i]));
+    }
+    uint64_t at = 0;
+    for (; at + 64 <= count; at += 64) {
+        uint64_t found = 0;
+        for (int i = 0; i < 64; i += 32) {
+            __m256i part[4];
+            for (int n = 0; n < 4; n++)
+                part[n] = near_words(words + at + i + 8 * n, bias, limits);
+            __m256i any = _mm256_or_si256(_mm256_or_si256(part[0], part[1]),
+                                          _mm256_or_si256(part[2], part[3]));
+            if (_mm256_testz_si256(any, any))
+                continue;
+            for (int n = 0; n < 4; n++) {
+                __m256i sorted = _mm256_permute4x64_epi64(part[n], 0xd8);
+                found |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(sorted))
+                         << (i + 8 * n);
+            }
+        }
+        near_ret[at / 64] = found;
+    }
+    if (at < count)
+        fastdump_near_scalar(windows, words + at, count - at, near_ret + at / 64);
 }
 #endif

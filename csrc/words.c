@@ -1,40 +1,38 @@
 /*
  * What the words of memory point to: into modules, to types, to chunks of the heap.
  *
- * Most words point nowhere near. So a block of words is held against at most three windows first,
- * by code that compilers vectorise, and only blocks with a hit are looked at word by word.
+ * Most words point nowhere near. So a kernel looks at their upper halves first: whether these are
+ * those of an address in at most three windows. Only such words are held against the windows.
  */
 #include <string.h>
 
-#include "heap.h"
+#include "words.h"
 
 #if defined(__x86_64__) && defined(__GLIBC__)
-#define VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#define VECTORISED __attribute__((target_clones("avx2", "default")))
 #else
 #define VECTORISED
 #endif
 
-/* GCC 12 unrolls a loop over 16 words and then does not vectorise it: 5 GB/s instead of 31. */
-#define BLOCK 32
-
 /* --- filters ---------------------------------------------------------------------------- */
 
-/* The first block from at on of which a word lies in a window; count if there is none. */
-VECTORISED
-static uint64_t next_block(const uint64_t *words, uint64_t at, uint64_t count,
-                           const struct fastdump_range *windows) {
-    uint64_t a = windows[0].start, b = windows[1].start, c = windows[2].start;
-    uint64_t x = windows[0].end - a, y = windows[1].end - b, z = windows[2].end - c;
-    for (; at + BLOCK <= count; at += BLOCK) {
-        uint64_t any = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            uint64_t word = words[at + (uint64_t)i];
-            any |= (uint64_t)(word - a < x) | (uint64_t)(word - b < y) | (uint64_t)(word - c < z);
+#define STRIP_BLOCKS 64
+#define STRIP (64 * STRIP_BLOCKS)
+
+void fastdump_near_scalar(const struct fastdump_range *windows, const uint64_t *words,
+                          uint64_t count, uint64_t *near_ret) {
+    const struct fastdump_near near = fastdump_near(windows);
+    for (uint64_t at = 0; at < count; at += 64) {
+        uint64_t left = count - at < 64 ? count - at : 64, found = 0;
+        for (uint64_t i = 0; i < left; i++) {
+            uint32_t half = (uint32_t)(words[at + i] >> 32);
+            found |= (uint64_t)((half - near.first[0] <= near.more[0]) |
+                                (half - near.first[1] <= near.more[1]) |
+                                (half - near.first[2] <= near.more[2]))
+                     << i;
         }
-        if (any)
-            return at;
+        near_ret[at / 64] = found;
     }
-    return at;
 }
 
 /* --- where a word lies ------------------------------------------------------------------ */
@@ -70,18 +68,17 @@ static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t ta
                                        uint64_t size_class) {
     uint64_t mask = words->capacity - 1;
     uint64_t at = ((target >> 3) + size_class) * 0x9e3779b97f4a7c15u >> 20 & mask;
-    while (words->hits[at].target != target || words->hits[at].size_class != size_class) {
-        if (!words->hits[at].target) {
-            if (words->used >= words->capacity / 4 * 3)
-                return NULL;
-            words->used++;
-            words->hits[at].target = target;
-            words->hits[at].size_class = size_class;
-            break;
-        }
-        at = (at + 1) & mask;
+    for (; words->slots[at]; at = (at + 1) & mask) {
+        struct fastdump_pointed *hit = &words->hits[words->slots[at] - 1];
+        if (hit->target == target && hit->size_class == size_class)
+            return hit;
     }
-    return &words->hits[at];
+    if (words->used >= words->capacity / 4 * 3)
+        return NULL;
+    words->hits[words->used] =
+        (struct fastdump_pointed){.target = target, .size_class = size_class};
+    words->slots[at] = (uint32_t)++words->used;
+    return &words->hits[words->used - 1];
 }
 
 static void own(struct fastdump_words *words, struct fastdump_segment *segment, uint64_t chunk,
@@ -137,28 +134,35 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
 
 /* --- pages ------------------------------------------------------------------------------ */
 
-#define SAMPLES 64
 #define PAGE_WORDS 512
-#define STRIDE (PAGE_WORDS / SAMPLES)
+#define LINE_WORDS 8
+#define LINES 8
+#define SAMPLES (LINES * LINE_WORDS)
 
-/* How many different bytes the samples have: of 512 random ones 221. */
-static int different_bytes(const uint64_t *words) {
-    uint64_t seen[4] = {0};
-    for (int i = 0; i < SAMPLES; i++)
+/* How many different bytes every second sample has: of 256 random ones 162. */
+static int different_bytes(const uint64_t *samples) {
+    uint64_t rows[32] = {0};
+    unsigned char *seen = (unsigned char *)rows;
+    for (int i = 0; i < SAMPLES; i += 2)
         for (int byte = 0; byte < 64; byte += 8)
-            seen[words[i * STRIDE] >> (byte + 6) & 3] |= 1ull << (words[i * STRIDE] >> byte & 63);
-    return __builtin_popcountll(seen[0]) + __builtin_popcountll(seen[1]) +
-           __builtin_popcountll(seen[2]) + __builtin_popcountll(seen[3]);
+            seen[samples[i] >> byte & 0xff] = 1;
+    int count = 0;
+    for (int i = 0; i < 32; i++)
+        count += __builtin_popcountll(rows[i]);
+    return count;
 }
 
-/* By every eighth word: what a page of 4 KiB holds. */
+/* By every ninth cache line, so that no power of 2 repeats in them: what a page of 4 KiB holds. */
+VECTORISED
 static int page_class(const uint64_t *words) {
-    uint64_t zero = 0, pointers = 0, text = 0;
+    const uint64_t high = 0x8080808080808080u, all = 0x0101010101010101u;
+    uint64_t samples[SAMPLES], zero = 0, pointers = 0, text = 0;
+    for (int line = 0; line < LINES; line++)
+        memcpy(samples + line * LINE_WORDS, words + line * 9 * LINE_WORDS, LINE_WORDS * 8);
     for (int i = 0; i < SAMPLES; i++) {
-        const uint64_t high = 0x8080808080808080u, all = 0x0101010101010101u;
-        uint64_t word = words[i * STRIDE];
+        uint64_t word = samples[i];
         zero += word == 0;
-        pointers += (word >> 32) - 1 < 0x7fff && !(word & 7);
+        pointers += ((word >> 32) - 1 < 0x7fff) & !(word & 7);
         text += (~word & ((word & ~high) + all * (0x80 - 0x20)) & high) == high;
     }
     if (zero == SAMPLES) {
@@ -171,7 +175,7 @@ static int page_class(const uint64_t *words) {
         return FASTDUMP_PAGE_POINTERS;
     if (text * 2 >= SAMPLES - zero && text * 4 >= SAMPLES)
         return FASTDUMP_PAGE_TEXT;
-    return different_bytes(words) >= 180 ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
+    return different_bytes(samples) >= 117 ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
 }
 
 /* Two neighbours become one. */
@@ -197,20 +201,56 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
     }
     words->cells[last].count++;
     words->cells[last].pages[class]++;
+    words->pages[class]++;
 }
 
-void fastdump_words_feed(struct fastdump_words *words, const void *data, uint64_t length,
-                         uint64_t address) {
-    const uint64_t *found = data;
-    uint64_t count = length / 8, at = 0;
-    for (uint64_t page = 0; page + PAGE_WORDS <= count; page += PAGE_WORDS)
-        enter_page(words, page_class(found + page), address + page * 8);
-    while ((at = next_block(found, at, count, words->windows)) < count) {
-        uint64_t end = count - at < BLOCK ? count : at + BLOCK;
-        for (; at < end; at++)
-            if (fastdump_is_in(words->windows, found[at]))
-                count_hit(words, found[at], address + at * 8);
+/* The words of a strip, the first of which has index first, that lie in the windows; how many. */
+static inline uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip,
+                               uint64_t count, uint64_t first, uint64_t room, uint64_t *found_ret,
+                               uint16_t *indexes_ret) {
+    uint64_t found = 0, near[STRIP_BLOCKS];
+    fastdump_near_of(words->kernel)(words->windows, strip, count, near);
+    for (uint64_t block = 0; block * 64 < count && found + FASTDUMP_FIND_SLACK <= room; block++)
+        for (uint64_t bits = near[block]; bits; bits &= bits - 1) {
+            uint64_t at = block * 64 + (uint64_t)__builtin_ctzll(bits);
+            found_ret[found] = strip[at]; /* no branch, which would be guessed wrong */
+            indexes_ret[found] = (uint16_t)(first + at);
+            found += fastdump_is_in(words->module_windows, strip[at]) |
+                     fastdump_is_in(words->heap_windows, strip[at]);
+        }
+    return found;
+}
+
+uint64_t fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
+                             uint64_t capacity, uint64_t *found_ret, uint16_t *indexes_ret) {
+    const uint64_t *all = data;
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < length / 8; at += STRIP)
+        found += find_in(words, all + at, length / 8 - at < STRIP ? length / 8 - at : STRIP, at,
+                         capacity - found, found_ret + found, indexes_ret + found);
+    return found;
+}
+
+uint64_t fastdump_words_enter(struct fastdump_words *words, const void *data, uint64_t length,
+                              uint64_t address, uint64_t capacity, uint64_t *found_ret,
+                              uint16_t *indexes_ret) {
+    const uint64_t *all = data;
+    uint64_t found = 0;
+    for (uint64_t at = 0; at < length / 8; at += STRIP) {
+        uint64_t count = length / 8 - at < STRIP ? length / 8 - at : STRIP;
+        for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
+            enter_page(words, page_class(all + page), address + page * 8);
+        found += find_in(words, all + at, count, at, capacity - found, found_ret + found,
+                         indexes_ret + found);
     }
+    return found;
+}
+
+void fastdump_words_count(struct fastdump_words *words, const uint64_t *found,
+                          const uint16_t *indexes, uint64_t count, uint64_t address) {
+    for (uint64_t i = 0; i < count; i++)
+        if (fastdump_is_in(words->module_windows, found[i]))
+            count_hit(words, found[i], address + indexes[i] * 8ull);
 }
 
 void fastdump_words_settle(struct fastdump_words *words) {
@@ -219,6 +259,8 @@ void fastdump_words_settle(struct fastdump_words *words) {
 }
 
 /* --- parents ---------------------------------------------------------------------------- */
+
+#define AHEAD 16 /* words: an access to memory takes as long as about so many of them */
 
 /* Whose the chunks are that the chunk at hand points to: 0 if it has no owner to give. */
 static uint32_t given(const struct fastdump_place *place, uint32_t tier) {
@@ -230,31 +272,41 @@ static uint32_t given(const struct fastdump_place *place, uint32_t tier) {
     return tier == FASTDUMP_PARENT ? 0 : owner & (FASTDUMP_NOT_DIRECT - 1);
 }
 
-uint64_t fastdump_words_follow(struct fastdump_words *words, const void *data, uint64_t length,
-                               uint64_t address, uint32_t module, uint32_t tier) {
-    const uint64_t *found = data;
-    uint64_t count = length / 8, at = 0, news = 0;
+/* The bits and the owner of the chunk that a word points to, if that is where the last one lay. */
+static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
+    struct fastdump_segment *segment = place->segment;
+    if (!segment || !segment->begins || word < place->from || word >= place->to)
+        return;
+    uint64_t at = word - segment->start;
+    __builtin_prefetch(&segment->begins[at / 1024]);
+    __builtin_prefetch(&segment->free[at / 1024]);
+    __builtin_prefetch(&segment->owners[at / 32]);
+}
+
+uint64_t fastdump_words_follow(struct fastdump_words *words, const uint64_t *found,
+                               const uint16_t *indexes, uint64_t count, uint64_t address,
+                               uint32_t module, uint32_t tier) {
+    uint64_t news = 0;
     struct fastdump_place *place = &words->place, target = words->target;
     uint32_t owner = module ? module : given(place, tier);
-    while ((at = next_block(found, at, count, words->heap_windows)) < count) {
-        uint64_t end = count - at < BLOCK ? count : at + BLOCK;
-        for (; at < end; at++) {
-            uint64_t word = found[at];
-            if (!fastdump_is_in(words->heap_windows, word))
-                continue;
-            if (!module && !is_at(place, address + at * 8)) {
-                move_to(place, &words->heap, address + at * 8);
-                owner = given(place, tier);
-            }
-            if (!owner)
-                continue;
-            struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
-            uint64_t chunk = segment ? fastdump_chunk_of(segment, word) : 0;
-            if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
-                continue;
-            own(words, segment, chunk, fastdump_chunk_end(segment, chunk), owner, tier);
-            news++;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t word = found[i], at = address + indexes[i] * 8ull;
+        if (i + AHEAD < count)
+            prefetch(&target, found[i + AHEAD]);
+        if (!fastdump_is_in(words->heap_windows, word))
+            continue;
+        if (!module && !is_at(place, at)) {
+            move_to(place, &words->heap, at);
+            owner = given(place, tier);
         }
+        if (!owner)
+            continue;
+        struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
+        uint64_t chunk = segment ? fastdump_chunk_of(segment, word) : 0;
+        if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
+            continue;
+        own(words, segment, chunk, fastdump_chunk_end(segment, chunk), owner, tier);
+        news++;
     }
     words->target = target;
     return news;
@@ -276,51 +328,57 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
     return at;
 }
 
+/* The word at an index may be what an object of a type has behind its count of references. */
+static void count_object(struct fastdump_types *types, const uint64_t *found, uint64_t count,
+                         uint64_t at, uint64_t address) {
+    uint64_t target = found[at];
+    if (!at || !fastdump_is_in(types->windows, target) || !is_plausible(found[at - 1]))
+        return;
+    struct fastdump_type *type = &types->types[fastdump_type_home(types, target)];
+    if (!type->address)
+        return;
+    if (!is_at(&types->place, address + at * 8))
+        move_to(&types->place, &types->heap, address + at * 8);
+    if (!types->place.live)
+        return;
+    bool cut = at + 4 > count; /* what follows lies in the next buffer */
+    uint64_t size = cut ? 0 : found[at + 1], state = cut ? 0 : found[at + 3];
+    if ((int64_t)size < 0)
+        size = -size;
+    if (type->sizing != FASTDUMP_SIZE_FIXED && size >= MOST_ITEMS)
+        return; /* a tuple of one type looks like an object but for that */
+    type->count++;
+    if (types->places_found < types->places_capacity)
+        types->places[types->places_found++] = address + at * 8 - 8;
+    switch (type->sizing) {
+    case FASTDUMP_SIZE_VAR:
+        type->items += size;
+        break;
+    case FASTDUMP_SIZE_LIST: /* allocated, not ob_size */
+        type->items += state < MOST_ITEMS ? state : 0;
+        break;
+    case FASTDUMP_SIZE_TAG: /* int since 3.12 */
+        type->items += size >> 3;
+        break;
+    case FASTDUMP_SIZE_STR: /* compact and ASCII are the bits 5 and 6 of its state */
+        type->items += (state >> 5 & 1)
+                           ? (size + 1) * (state >> 2 & 7) +
+                                 ((state >> 6 & 1) ? 0 : types->str_wide - types->str_ascii)
+                           : types->str_wide - types->str_ascii;
+        break;
+    }
+}
+
 void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
                          uint64_t address) {
     const uint64_t *found = data;
-    uint64_t count = length / 8, at = 0;
-    while ((at = next_block(found, at, count, types->windows)) < count) {
-        uint64_t end = count - at < BLOCK ? count : at + BLOCK;
-        for (; at < end; at++) {
-            uint64_t target = found[at];
-            if (!at || !fastdump_is_in(types->windows, target))
-                continue;
-            if (!is_plausible(found[at - 1]))
-                continue;
-            struct fastdump_type *type = &types->types[fastdump_type_home(types, target)];
-            if (!type->address)
-                continue;
-            if (!is_at(&types->place, address + at * 8))
-                move_to(&types->place, &types->heap, address + at * 8);
-            if (!types->place.live)
-                continue;
-            bool cut = at + 4 > count; /* what follows lies in the next buffer */
-            uint64_t size = cut ? 0 : found[at + 1], state = cut ? 0 : found[at + 3];
-            if ((int64_t)size < 0)
-                size = -size;
-            if (type->sizing != FASTDUMP_SIZE_FIXED && size >= MOST_ITEMS)
-                continue; /* a tuple of one type looks like an object but for that */
-            type->count++;
-            if (types->places_found < types->places_capacity)
-                types->places[types->places_found++] = address + at * 8 - 8;
-            switch (type->sizing) {
-            case FASTDUMP_SIZE_VAR:
-                type->items += size;
-                break;
-            case FASTDUMP_SIZE_LIST: /* allocated, not ob_size */
-                type->items += state < MOST_ITEMS ? state : 0;
-                break;
-            case FASTDUMP_SIZE_TAG: /* int since 3.12 */
-                type->items += size >> 3;
-                break;
-            case FASTDUMP_SIZE_STR: /* compact and ASCII are the bits 5 and 6 of its state */
-                type->items += (state >> 5 & 1)
-                                   ? (size + 1) * (state >> 2 & 7) +
-                                         ((state >> 6 & 1) ? 0 : types->str_wide - types->str_ascii)
-                                   : types->str_wide - types->str_ascii;
-                break;
-            }
-        }
+    uint64_t count = length / 8, near[STRIP_BLOCKS];
+    for (uint64_t strip = 0; strip < count; strip += STRIP) {
+        uint64_t left = count - strip < STRIP ? count - strip : STRIP;
+        fastdump_near_of(types->kernel)(types->windows, found + strip, left, near);
+        for (uint64_t block = 0; block * 64 < left; block++)
+            for (uint64_t bits = near[block]; bits; bits &= bits - 1)
+                count_object(types, found, count,
+                             strip + block * 64 + (uint64_t)__builtin_ctzll(bits), address);
     }
 }

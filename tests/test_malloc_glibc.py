@@ -82,9 +82,12 @@ def test_segments_are_those_of_a_plain_loop() -> None:
             inside = [n for n in lengths if each.size // 2 < n <= each.size]
             assert (each.chunks, each.bytes) == (len(inside), sum(inside))
         assert sum(each.chunks for each in classes) == len(lengths)
+        assert segment.total() == segment.tally(start, end)
         released = rng.choice(chunks)
-        segment.release(released[0])
-        assert segment.chunk_at(released[0]) == (*released[:2], True)
+        for _ in range(2):
+            segment.release(released[0])
+            assert segment.chunk_at(released[0]) == (*released[:2], True)
+            assert segment.total() == segment.tally(start, end)
 
 
 def test_a_broken_segment_is_told() -> None:

@@ -286,13 +286,13 @@ def test_cells_hold_every_page_in_order(pages: int) -> None:
     samples = {kind: _page_of(kind, rng) for kind in PAGE_CLASSES}
     kinds = rng.choices(PAGE_CLASSES, k=256)
     buffer = b"".join(samples[kind][:PAGE_SIZE] for kind in kinds)
-    words = Words([ModuleRange(0, 1, 1)], Heap([]))
+    words = Words([ModuleRange(0, 1, 1)], Heap([]), lambda _: [])
     base = 0x7F00_0000_0000
     fed = []
     for at in range(0, pages, 256):
         part = kinds[: pages - at]
         address = base + 2 * at * PAGE_SIZE  # with a gap behind each buffer
-        words.feed(address, buffer[: len(part) * PAGE_SIZE])
+        words.enter(address, buffer[: len(part) * PAGE_SIZE])
         fed += [(address + n * PAGE_SIZE, kind) for n, kind in enumerate(part)]
     each, cells = words.cell_size // PAGE_SIZE, words.cells
     assert len(cells) == -(-pages // each) <= MOST_CELLS

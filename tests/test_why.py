@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fastdump.malloc_glibc import walk_glibc
 from fastdump.region import Range
 from fastdump.sources import attach, open_source
 from fastdump.why import Why, why
+from test_kernels import Guarded, each_kernel
 from test_malloc_glibc import random_segment, walked
 from test_real import child, program, stop
 
@@ -54,9 +55,11 @@ def test_windows_hold_all_ranges() -> None:
         assert all(a.end < b.start for a, b in itertools.pairwise(windows))
 
 
-def test_words_are_those_of_a_plain_loop() -> None:
-    """Hits and owners of random heaps, fed in random parts."""
+@each_kernel
+def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
+    """Hits and owners of random heaps, entered in random parts that end at a guard page."""
     print(f"FASTDUMP_TEST_SEED={SEED}")
+    guarded = Guarded(1 << 15)
     rng = random.Random(SEED)
     for _ in range(60):
         start, data, chunks = random_segment(rng)
@@ -65,7 +68,7 @@ def test_words_are_those_of_a_plain_loop() -> None:
                   for n in range(3)]  # fmt: skip
         words = memoryview(memory).cast("Q")
         headers = {(c[0] - start) // 8 + n for c in chunks for n in (0, 1)}
-        for _ in range(len(words) // 4):
+        for _ in range(len(words) // rng.choice((4, 100))):  # more, and less, than are kept
             at = rng.randrange(len(words) - 2)
             if at not in headers:
                 words[at] = rng.choice(ranges).start + 8 * rng.randrange(0x900)
@@ -73,13 +76,13 @@ def test_words_are_those_of_a_plain_loop() -> None:
         data = bytes(memory)
         segment = walked(rng, start, data)
         expected, owners = plain_words(start, data, chunks, ranges)
-        found = Words(ranges, Heap([segment]))
+        found = Words(ranges, Heap([segment]), reader(start, data), kernel)
         at = 0
         while at < len(data):
             length = min(8 * rng.choice((1, 2, rng.randrange(1, 50), 4096)), len(data) - at)
-            found.feed(start + at, data[at : at + length])
+            found.enter(start + at, guarded.last(data[at : at + length]))
             at += length
-        found.settle()
+        found.count()
         hits: Counter[int] = Counter()
         firsts: dict[int, list[int]] = {}
         for hit in found.hits:
@@ -98,6 +101,11 @@ def test_words_are_those_of_a_plain_loop() -> None:
             assert sum(s.bytes for s in sizes[module]) == sum(lengths)
         assert sum(s.chunks for s in joined(sizes)) == len(live)
         assert sum(s.bytes for s in joined(sizes)) == sum(live)
+
+
+def reader(start: int, data: bytes | bytearray) -> Callable[[Range], list[tuple[int, bytes]]]:
+    """What reads memory again."""
+    return lambda r: [(r.start, bytes(data[r.start - start : r.end - start]))]
 
 
 def plain_words(
@@ -143,10 +151,10 @@ def test_parents_give_their_owner_to_one_generation() -> None:
     memory[128 + 16 : 128 + 24] = bytes(8)
     segment = Segment(start, start + len(memory))
     assert segment.feed(start, memory)
-    words = Words([module], Heap([segment]))
-    words.feed(start, memory)
-    words.settle()
-    assert words.follow(start, memory, PARENT) == 1
+    words = Words([module], Heap([segment]), reader(start, memory))
+    words.enter(start, memory)
+    words.count()
+    assert words.follow(PARENT) == 1
     assert list(words.owned[5].bytes[:3]) == [64, 0, 64]
 
 

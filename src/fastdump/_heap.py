@@ -41,8 +41,7 @@ class Segment:
     """
 
     def __init__(self, start: int, end: int, *, single: bool = False) -> None:
-        self.start, self.single = start, single
-        self._total = Tallied(1, end - start, 0, 0) if single else None
+        self.start, self.end, self.single = start, end, single
         self.c = ffi.new("struct fastdump_segment *")
         self.c.start, self.c.end = start, end
         self.c.next = end if single else start
@@ -96,16 +95,18 @@ class Segment:
         return (int(chunk), int(end[0]), bool(free[0])) if chunk else None
 
     def total(self) -> Tallied:
-        """All of its chunks; remembered, so call it when all that are free have been released."""
-        if self._total is None:
-            self._total = self.tally(self.start, self.next)
-        return self._total
+        """All of its chunks so far."""
+        return Tallied(1, self.end - self.start, 0, 0) if self.single else _tallied(self.c.tally)
 
     def tally(self, start: int, end: int) -> Tallied:
         """The chunks and their bytes within a range of the segment."""
         result = ffi.new("struct fastdump_chunk_tally *")
         lib.fastdump_segment_tally(self.c, start, end, result)
-        return Tallied(result.live, result.live_bytes, result.free, result.free_bytes)
+        return _tallied(result)
+
+
+def _tallied(tally: Any) -> Tallied:
+    return Tallied(tally.live, tally.live_bytes, tally.free, tally.free_bytes)
 
 
 class SizeClass(NamedTuple):

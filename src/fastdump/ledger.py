@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastdump._heap import Segment
@@ -38,36 +37,27 @@ class Bucket:
 
 
 class Ledger:
-    """Entered as memory is read.
+    """Entered when memory has been read, and the walk of the heap is finished.
 
     Args:
         heap: Whose chunks are told apart; None: no allocator is known.
     """
 
     def __init__(self, heap: GlibcHeap | None) -> None:
-        self._segments: Sequence[Segment] = heap.segments if heap else ()
-        self._starts = [segment.start for segment in self._segments]
+        self._heap = heap
         self._arenas = {r.start for arena in heap.arenas for r in arena.heaps} if heap else set()
-        self._known = heap is not None
         self._totals = dict.fromkeys(BUCKETS, 0)
         self._open: tuple[Segment, int, int] | None = None  # read of a segment so far
         self._read: dict[int, int] = {}  # of each region: bytes read,
         self._chunks: dict[int, int] = {}  # and those of them in chunks
 
-    def segments_in(self, start: int, end: int) -> Iterator[Segment]:
-        """The segments that reach into a range."""
-        first = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        for segment in self._segments[first:]:
-            if segment.start >= end:
-                break
-            if segment.next > start:
-                yield segment
-
     def enter(self, number: int, start: int, end: int) -> None:
         """A range of region *number* was read: it is resident."""
         self._read[number] = self._read.get(number, 0) + end - start
-        for segment in self.segments_in(start, end):
+        for segment in self._heap.segments_in(start, end) if self._heap else ():
             first, last = max(start, segment.start), min(end, segment.next)
+            if first >= last:  # the walk did not come so far
+                continue
             if self._open and self._open[0] is segment and self._open[2] == first:
                 first = self._open[1]
             else:
@@ -110,7 +100,7 @@ class Ledger:
 
     def _bucket(self, region: Region, label: Label, objects: int) -> str:
         """What a region is but for its chunks."""
-        if region.start in self._arenas or (label.kind is Kind.HEAP and self._known):
+        if region.start in self._arenas or (label.kind is Kind.HEAP and self._heap):
             return OWN
         if label.kind in STACKS:
             return STACK

@@ -105,6 +105,15 @@ class GlibcHeap:
             return self.segments[number]
         return None
 
+    def segments_in(self, start: int, end: int) -> Iterator[Segment]:
+        """The segments that reach into a range."""
+        first = max(bisect.bisect_right(self._starts, start) - 1, 0)
+        for segment in itertools.islice(self.segments, first, None):
+            if segment.start >= end:
+                break
+            if segment.end > start:
+                yield segment
+
     def chunk_at(self, address: int) -> tuple[int, int, bool] | None:
         """Start and end of the chunk that holds an address, and whether it is free."""
         segment = self.segment_at(address)
@@ -133,33 +142,73 @@ def walk_glibc(source: Source) -> GlibcHeap | None:
     Raises:
         SourceGone: The target exited or called exec.
     """
-    return _Walk(source).heap()
+    walk = GlibcWalk(source)
+    return walk.finish() if walk.heap else None
 
 
-class _Walk:
+class GlibcWalk:
+    """The walk of a source, for those who read its memory anyway.
+
+    Attributes:
+        heap: None if glibc's malloc is not there, or not in use; known at first are its arenas and
+            where segments begin and end, chunks and all that is counted when it is finished.
+
+    Raises:
+        SourceGone: The target exited or called exec.
+    """
+
     def __init__(self, source: Source) -> None:
         self._source = source
         self._problems: list[str] = []
         self._starts = [region.start for region in source.regions]
         self._heaps: set[int] = set()  # of all arenas so far
-
-    def heap(self) -> GlibcHeap | None:
+        self._walked: set[int] = set()  # the starts of segments
+        self.heap: GlibcHeap | None = None
         found = self._find_main()
         if found is None:
-            return None
+            return
         arenas, data = found
-        param = _find_param(data, self._brk(), arenas[0].top)
-        self._lay_out_main(arenas[0], param)
+        self._param = _find_param(data, self._brk(), arenas[0].top)
+        self._lay_out_main(arenas[0], self._param)
         for arena in arenas[1:]:
             self._lay_out(arena)
-        for arena in arenas:
-            self._walk(arena)
         heaps = sorted(range_ for arena in arenas for range_ in arena.heaps)
-        mapped = self._without_strays(list(self._mapped(heaps)), param)
-        heap = GlibcHeap(arenas, mapped, problems=self._problems)
-        heap.index()
+        mapped = self._without_strays(list(self._mapped(heaps)), self._param)
+        self.heap = GlibcHeap(arenas, mapped, problems=self._problems)
+        self.heap.index()
+
+    def feed(self, part: Chunk) -> None:
+        """Walk the chunks whose headers lie in *part*, if the walk has come so far."""
+        if self.heap:
+            for segment in self.heap.segments_in(part.address, part.end):
+                if part.address <= segment.next <= part.end - HEADER:
+                    self._feed(segment, part)
+
+    def _feed(self, segment: Segment, part: Chunk) -> None:
+        if segment.single or segment.start in self._walked:
+            return
+        try:
+            done = segment.feed(part.address, part.data)
+        except BrokenChunk:
+            self._lose(segment)
+        else:
+            if done:
+                self._walked.add(segment.start)
+
+    def _lose(self, segment: Segment) -> None:
+        self._problems.append(f"malloc has no chunk at {segment.next:#x}, where one must be")
+        self._walked.add(segment.start)
+
+    def finish(self) -> GlibcHeap:
+        """Walk what is left; count and check all of it."""
+        heap = self.heap
+        assert heap
+        for arena in heap.arenas:
+            for limits, segment in zip(arena.heaps, arena.segments, strict=True):
+                self._walk(segment, limits.end)
+                arena.own += limits.end - limits.start - (segment.next - segment.start)
         self._count(heap)
-        self._check(heap, param)
+        self._check(heap, self._param)
         return heap
 
     def _brk(self) -> Range:
@@ -272,24 +321,16 @@ class _Walk:
 
     # --- chunks --------------------------------------------------------------------------
 
-    def _walk(self, arena: Arena) -> None:
-        for heap, segment in zip(arena.heaps, arena.segments, strict=True):
-            try:
-                self._walk_segment(segment, heap.end)
-            except BrokenChunk as broken:
-                self._problems.append(
-                    f"the arena at {arena.address:#x} has no chunk at {broken.address:#x}"
-                )
-            arena.own += heap.end - heap.start - (segment.next - segment.start)
-
-    def _walk_segment(self, segment: Segment, end: int) -> None:
-        for part in self._needed(segment.start, end, segment):
+    def _walk(self, segment: Segment, end: int) -> None:
+        for part in self._needed(segment.next, end, segment):
+            if segment.start in self._walked:
+                return
             if segment.next + HEADER > part.end:
                 continue
-            if not isinstance(part, Chunk):
-                raise BrokenChunk(segment.next)
-            if segment.feed(part.address, part.data):
-                return
+            if isinstance(part, Chunk):
+                self._feed(segment, part)
+            else:
+                self._lose(segment)
 
     def _needed(
         self, start: int, end: int, chunks: Segment | MappedChunks

@@ -1,7 +1,8 @@
 """Why: what fills the memory of a source, and which module put it there.
 
-Memory is read two or three times, a chunk at a time: to walk the allocator, to see what words point
-into modules, and to follow those from chunk to chunk (and count the objects of CPython).
+Memory is read once, a chunk at a time: to walk the allocator, to see what pages hold, and to pick
+out the words that point into modules or the heap. These are kept, to be counted and followed from
+chunk to chunk; where they are dense, and to count objects of CPython, memory is read again.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from fastdump._heap import SizeClass, joined, size_classes
+from fastdump._heap import Segment, SizeClass, joined, size_classes
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._strings import Query
 from fastdump._words import (
     FURTHER,
-    GLOBAL,
     PAGE_CLASSES,
     PARENT,
     TIERS,
@@ -33,7 +33,7 @@ from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
 from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
 from fastdump.live_source import LiveSource
-from fastdump.malloc_glibc import GlibcHeap, walk_glibc
+from fastdump.malloc_glibc import GlibcHeap, GlibcWalk
 from fastdump.modules import Modules
 from fastdump.pointers import Pointers
 from fastdump.region import Range
@@ -110,6 +110,7 @@ class Why(Gaps):
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
+        pages: How many of its pages of 4 KiB are of each class.
         sizes: The live chunks of malloc by size; ``unowned``: those without an owner.
         problems: What is not known, or not sure: sentences.
     """
@@ -122,8 +123,9 @@ class Why(Gaps):
     types: list[TypeShare]
     templates: list[Template]
     sizes: list[SizeClass]
-    cells: list[Cell]
+    cells: Sequence[Cell]
     cell_size: int
+    pages: dict[str, int]
     unowned: list[SizeClass]
     problems: list[str]
     gaps: list[Gap]
@@ -138,12 +140,6 @@ class Why(Gaps):
     @property
     def live_bytes(self) -> int:
         return self.heap.live_bytes if self.heap else 0
-
-    @property
-    def pages(self) -> dict[str, int]:
-        """How many pages of 4 KiB are of each class."""
-        sums = (sum(cell.pages[n] for cell in self.cells) for n in range(len(PAGE_CLASSES)))
-        return dict(zip(PAGE_CLASSES, sums, strict=True))
 
     @property
     def tiers(self) -> dict[str, int]:
@@ -241,14 +237,17 @@ class _Inquiry:
         self._gaps: list[Gap] = []
 
     def answer(self, count: int, strings: bool) -> Why:
-        self._glibc = walk_glibc(self._source)
+        walk = GlibcWalk(self._source)
+        self._glibc = walk.heap
         self._heap = Heap(self._glibc.segments if self._glibc else [])
         self._ledger = Ledger(self._glibc)
-        words = Words(self._modules.ranges or [ModuleRange(0, 1, 1)], self._heap)
+        modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
+        words = Words(modules, self._heap, self._chunks)
         python = find_cpython(self._source)
-        metaclasses = self._first_pass(words, python)
+        metaclasses = self._sweep(walk, words, python)
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
-        objects = self._second_pass(words, counter)
+        objects = self._count_objects(counter) if counter else {}
+        self._find_owners(words)
         sizes = size_classes(self._heap.segments)
         pointers = Pointers(self._source)
         foreign = allocators(self._source, pointers)
@@ -262,6 +261,7 @@ class _Inquiry:
             templates=self._templates(count) if strings else [],
             cells=words.cells,
             cell_size=words.cell_size,
+            pages=dict(zip(PAGE_CLASSES, words.pages, strict=True)),
             sizes=joined(sizes),
             unowned=sizes[0],
             problems=self._problems,
@@ -289,13 +289,13 @@ class _Inquiry:
                 for found in choice.ranges or (Range(region.start, region.end),):
                     yield number, found
                 continue
-            for segment in self._ledger.segments_in(region.start, region.end):
-                yield number, Range(segment.start, segment.next)
+            for segment in self._segments_in(region.start, region.end):
+                yield number, Range(segment.start, segment.end)
 
     def _in_chunks(self) -> Iterator[tuple[int, Range]]:
         """What of it lies in chunks that may have an owner; no other word has one to give."""
         for number, (start, end) in self._scanned():
-            for segment in self._ledger.segments_in(start, end):
+            for segment in self._segments_in(start, end):
                 if self._heap.is_owned(segment):
                     first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
                     yield number, Range(first, min(end, segment.next))
@@ -306,7 +306,7 @@ class _Inquiry:
         A chunk that is mapped by itself is one object at the most, and what that one holds.
         """
         for number, (start, end) in self._scanned():
-            for segment in self._ledger.segments_in(start, end):
+            for segment in self._segments_in(start, end):
                 if not self._heap.is_owned(segment):
                     if start < segment.start + PAGE_SIZE:
                         yield number, Range(start, min(segment.start + PAGE_SIZE, end))
@@ -318,26 +318,37 @@ class _Inquiry:
         """What of it may have types of Python: its own allocator has none so large."""
         return self._in_chunks() if self._glibc else self._scanned()
 
+    def _segments_in(self, start: int, end: int) -> Iterator[Segment]:
+        return self._glibc.segments_in(start, end) if self._glibc else iter(())
+
     def _chunks(self, where: Range) -> Iterator[Chunk]:
         return (part for part in self._source.walk([where]) if isinstance(part, Chunk))
 
-    def _first_pass(self, words: Words, python: Interpreter | None) -> TypeCounter | None:
+    def _sweep(
+        self, walk: GlibcWalk, words: Words, python: Interpreter | None
+    ) -> TypeCounter | None:
+        """Read all memory, for those who want it; returns what has the types of Python."""
         metaclasses = None
         if python and python.unsupported:
             self._problems.append(f"the objects of CPython are not counted: {python.unsupported}")
         elif python:
-            metaclasses = python.metaclasses(self._heap)
+            metaclasses = python.metaclasses(Heap([]))  # which chunks are free is not known yet
             python.add_types([python.type_type])
+        found: list[tuple[int, int, int]] = []
         for number, where in self._scanned():
             for part in self._source.walk([where]):
                 if isinstance(part, Gap):
                     self._gaps.append(part)
                 elif isinstance(part, Chunk):
-                    words.feed(part.address, part.data)
+                    walk.feed(part)
+                    words.enter(part.address, part.data)
                     if metaclasses:
                         metaclasses.feed(part.address, part.data)
-                    self._ledger.enter(number, part.address, part.end)
-        words.settle()
+                    found.append((number, part.address, part.end))
+        if self._glibc:
+            walk.finish()
+        for each in found:
+            self._ledger.enter(*each)
         if python and metaclasses:
             self._feed_data(python, metaclasses)
         return metaclasses
@@ -360,36 +371,30 @@ class _Inquiry:
             self._feed_data(python, metaclasses)
         return python.counter(self._heap)
 
-    def _second_pass(self, words: Words, counter: TypeCounter | None) -> dict[int, int]:
-        """Follow pointers from chunk to chunk; returns the objects of Python in each region."""
+    def _count_objects(self, counter: TypeCounter) -> dict[int, int]:
+        """The objects of Python in each region."""
         objects: dict[int, int] = {}
         before = 0
-        for number, where in self._with_objects() if counter else self._in_chunks():
+        for number, where in self._with_objects():
             for part in self._chunks(where):
-                words.follow(part.address, part.data, PARENT)
-                if counter:
-                    counter.feed(part.address, part.data)
-            if counter:
-                objects[number] = objects.get(number, 0) + counter.total - before
-                before = counter.total
-        words.settle()
+                counter.feed(part.address, part.data)
+            objects[number] = objects.get(number, 0) + counter.total - before
+            before = counter.total
+        return objects
+
+    def _find_owners(self, words: Words) -> None:
+        """By what chunks point to, then from chunk to chunk."""
+        words.count()
+        words.follow(PARENT)
         for region, label in zip(self._regions, self._labels, strict=True):
             module = self._modules.numbers.get(label.module, 0)
             if module and region.writable and region.private:
-                for part in self._chunks(Range(region.start, region.end)):
-                    words.follow(part.address, part.data, GLOBAL, module)
-        words.settle()
+                words.follow_data(Range(region.start, region.end), module)
         for _ in range(_MOST_ROUNDS):
             if not self._glibc or self._unowned(words) <= self._glibc.live_bytes * _ENOUGH:
                 break
-            news = 0
-            for _, where in self._in_chunks():
-                for part in self._chunks(where):
-                    news += words.follow(part.address, part.data, FURTHER)
-            words.settle()
-            if not news:
+            if not words.follow(FURTHER):
                 break
-        return objects
 
     def _unowned(self, words: Words) -> int:
         assert self._glibc
