@@ -544,6 +544,7 @@ struct fastdump_segment {
     uint64_t caches_capacity;
     uint64_t caches_found;
     struct fastdump_chunk_tally tally; /* of all chunks so far, if it is not a single one */
+    int64_t walked;                    /* what the walk came to: 0, 1 or -EILSEQ, as it says */
 };
 
 /*
@@ -656,12 +657,21 @@ struct fastdump_vote {
 #define FASTDUMP_PAGE_TEXT 3
 #define FASTDUMP_PAGE_ENTROPY 4
 #define FASTDUMP_PAGE_CLASSES 5
+#define FASTDUMP_CLASS_PAGE 4096
 
 /* Pages of 4 KiB that were fed one after the other: by class, and the address of the first. */
 struct fastdump_cell {
     uint64_t address;
     uint32_t count;
     uint32_t pages[FASTDUMP_PAGE_CLASSES];
+};
+
+/* Words that were found in a range: how many, or FASTDUMP_TOO_MANY, which are not kept. */
+#define FASTDUMP_TOO_MANY 0xffffffff
+struct fastdump_block {
+    uint64_t address;
+    uint32_t length;
+    uint32_t count;
 };
 
 struct fastdump_words {
@@ -671,7 +681,17 @@ struct fastdump_words {
     const struct fastdump_module_range *ranges; /* in address order; at least one */
     uint64_t range_count;
     uint64_t last_range;
-    struct fastdump_heap heap;     /* every segment with owners, all zero at first */
+    struct fastdump_heap heap;    /* every segment with owners, all zero at first */
+    struct fastdump_types *types; /* is fed too; may be NULL */
+    unsigned char *buffer;        /* size bytes, at most FASTDUMP_BLOCK_MOST */
+    uint64_t size;
+    uint64_t *kept;    /* words of the blocks, one after the other, */
+    uint16_t *indexes; /* where each lies in its block */
+    uint64_t kept_capacity;
+    uint64_t kept_used;
+    struct fastdump_block *blocks;
+    uint64_t blocks_capacity;
+    uint64_t blocks_used;
     struct fastdump_pointed *hits; /* the first used of them; room for 3/4 of capacity */
     uint32_t *slots;               /* a hash table: 1 + the index of a hit. All zero at first */
     uint64_t capacity;             /* of it: a power of 2 */
@@ -692,37 +712,60 @@ struct fastdump_words {
     struct fastdump_vote votes[FASTDUMP_VOTES];
 };
 
+#define FASTDUMP_BLOCK_MOST 524288 /* bytes: an index has 16 bits */
+#define FASTDUMP_BLOCK_SLACK 64    /* words that are written more than are kept */
+
 /*
- * The words of length bytes, at most FASTDUMP_FIND_MOST, that lie in the windows, and the index of
- * each. Returns how many; more than capacity - FASTDUMP_FIND_SLACK: not all of them.
+ * Take the bytes of slices, from the cursor on, as fastdump_copy reads them; slice.offset is
+ * slice.address. Of each block the chunks are walked, where the walk has come so far, pages of 4
+ * KiB are entered, and words that lie in the windows are kept if they are no more than 1 of 16.
+ *
+ * Returns 1 when all is done, 0 when the caller must take the blocks or the gaps first (and set
+ * what is used to 0), or -errno as fastdump_copy.
  */
-#define FASTDUMP_FIND_MOST 524288 /* an index has 16 bits */
-#define FASTDUMP_FIND_SLACK 64
+int64_t fastdump_words_slices(const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count,
+                              struct fastdump_words *words, uint64_t gap_capacity,
+                              struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                              struct fastdump_tally *tally_ret);
+
+/* The same with length bytes, whole words at address; how many were taken before it was full. */
+uint64_t fastdump_words_bytes(struct fastdump_words *words, const void *data, uint64_t length,
+                              uint64_t address);
+
+/*
+ * The words of length bytes, at most FASTDUMP_BLOCK_MOST, that lie in the windows, and the index of
+ * each. Returns how many; more than capacity - FASTDUMP_BLOCK_SLACK: not all of them.
+ */
 uint64_t fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
                              uint64_t capacity, uint64_t *found_ret, uint16_t *indexes_ret);
 
-/* The same; and enter the pages of 4 KiB, while they are in the cache. */
-uint64_t fastdump_words_enter(struct fastdump_words *words, const void *data, uint64_t length,
-                              uint64_t address, uint64_t capacity, uint64_t *found_ret,
-                              uint16_t *indexes_ret);
+/* Blocks that were kept, and how far they have been gone through. */
+struct fastdump_kept {
+    const struct fastdump_block *blocks;
+    uint64_t count;
+    const uint64_t *words;
+    const uint16_t *indexes;
+    uint64_t block; /* the next one */
+    uint64_t word;  /* and its first word */
+};
 
 /*
- * Count what words point to that were found at address: those in live chunks, and those outside of
- * the heap. In address order.
+ * Count what words point to, up to a block whose words are not kept: those in live chunks, and
+ * those outside of the heap. In address order.
  */
-void fastdump_words_count(struct fastdump_words *words, const uint64_t *found,
-                          const uint16_t *indexes, uint64_t count, uint64_t address);
+void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept);
 
 /* The last chunk has its owner; the next words may lie anywhere. */
 void fastdump_words_settle(struct fastdump_words *words);
 
 /*
- * Give chunks without an owner that of what points to them: the owner of the chunk that a word
- * lies in, or module, which is not 0 for the data of one. tier: PARENT (only chunks whose owner is
- * known by their words), GLOBAL, FURTHER (all). Returns how many.
+ * Give chunks without an owner that of what points to them, up to a block whose words are not kept:
+ * the owner of the chunk that a word lies in, or module, which is not 0 for the data of one. tier:
+ * PARENT (only chunks whose owner is known by their words), GLOBAL, FURTHER (all). Returns how
+ * many.
  */
-uint64_t fastdump_words_follow(struct fastdump_words *words, const uint64_t *found,
-                               const uint16_t *indexes, uint64_t count, uint64_t address,
+uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier);
 
 /*

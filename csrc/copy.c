@@ -11,6 +11,7 @@
 
 #include "scan.h"
 #include "search.h"
+#include "words.h"
 
 /*
  * A string that crosses the end of what a thread scans is read on in steps of so many bytes; the
@@ -53,17 +54,20 @@ struct copy {
     uint64_t gap_capacity;
     uint64_t offset; /* of buffer[0] in the output */
     uint64_t filled;
-    struct fastdump_scan *scan;     /* one of these takes the buffer, instead of the output; */
-    struct fastdump_search *search; /* or both are NULL */
-    bool again;                     /* the slice is accounted for elsewhere */
+    struct fastdump_scan *scan; /* one of these takes the buffer, instead of the output; */
+    struct fastdump_search *search;
+    struct fastdump_words *words; /* or all are NULL */
+    bool again;                   /* the slice is accounted for elsewhere */
 };
 
 /* --- what takes the buffer ------------------------------------------------------------------ */
 
-static bool has_sink(const struct copy *copy) { return copy->scan || copy->search; }
+static bool has_sink(const struct copy *copy) { return copy->scan || copy->search || copy->words; }
 
 static void sink_chunk(struct copy *copy, uint64_t address, uint64_t length) {
-    if (copy->search)
+    if (copy->words)
+        fastdump_words_block(copy->words, copy->buffer, length, address);
+    else if (copy->search)
         fastdump_search_chunk(copy->search, address, length);
     else /* only the end of a plain file is no whole block */
         fastdump_scan_chunk(copy->scan, address, length, length % 64 != 0);
@@ -72,33 +76,41 @@ static void sink_chunk(struct copy *copy, uint64_t address, uint64_t length) {
 static void sink_zeros(struct copy *copy, uint64_t address, uint64_t length) {
     if (copy->search)
         fastdump_search_zeros(copy->search, address, length);
-    else
+    else if (copy->scan)
         fastdump_scan_zeros(copy->scan, address, length);
 }
 
 static bool sink_go_on(struct copy *copy, uint64_t address, uint64_t region) {
+    if (copy->words) /* which knows nothing that goes on */
+        return true;
     return copy->search ? fastdump_search_go_on(copy->search, address, region)
                         : fastdump_scan_go_on(copy->scan, address, region);
 }
 
 /* Whether what came last ends at this address. */
 static bool sink_is_at(const struct copy *copy, uint64_t address) {
+    if (copy->words)
+        return false;
     return copy->search ? copy->search->begun && copy->search->next == address
                         : copy->scan->begun && copy->scan->next == address;
 }
 
 static bool sink_is_full(const struct copy *copy) {
+    if (copy->words)
+        return fastdump_words_full(copy->words);
     return copy->search ? fastdump_search_full(copy->search) : fastdump_scan_full(copy->scan);
 }
 
 static bool sink_is_open(const struct copy *copy) {
+    if (copy->words)
+        return false;
     return copy->search ? fastdump_search_open(copy->search) : fastdump_scan_open(copy->scan);
 }
 
 static void sink_end(struct copy *copy) {
     if (copy->search)
         fastdump_search_end(copy->search);
-    else
+    else if (copy->scan)
         fastdump_scan_end(copy->scan);
 }
 
@@ -372,7 +384,7 @@ static int64_t read_process(struct copy *copy, const struct fastdump_slice *slic
             int32_t error = (int32_t)-got;
             uint64_t page = copy->target->page_size;
             got = (int64_t)(page - address % page);
-            if (copy->search)
+            if (copy->search || copy->words)
                 at = leave_out(copy, slice, address, length, (uint64_t)got) - got;
             else
                 memset(at, 0, (size_t)got);
@@ -405,7 +417,7 @@ static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, 
         if (got == 0 && slice->flags & FASTDUMP_PLAIN)
             error = ENODATA; /* it has become shorter */
         if (error) {
-            if (copy->search)
+            if (copy->search || copy->words)
                 leave_out(copy, slice, address, length, length);
             else
                 memset(at, 0, length);
@@ -641,6 +653,25 @@ int64_t fastdump_search_slices(const struct fastdump_target *target,
         .size = search->size,
         .output = FASTDUMP_DISCARD,
         .search = search,
+    };
+    return copy_slices(&copy, slices, count);
+}
+
+int64_t fastdump_words_slices(const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count,
+                              struct fastdump_words *words, uint64_t gap_capacity,
+                              struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
+                              struct fastdump_tally *tally_ret) {
+    struct copy copy = {
+        .target = target,
+        .cursor = cursor,
+        .gaps = gaps_ret,
+        .gap_capacity = gap_capacity,
+        .tally = tally_ret,
+        .buffer = words->buffer,
+        .size = words->size,
+        .output = FASTDUMP_DISCARD,
+        .words = words,
     };
     return copy_slices(&copy, slices, count);
 }

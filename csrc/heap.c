@@ -60,8 +60,8 @@ void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) 
     segment->tally.free_bytes += size;
 }
 
-int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
-                              uint64_t address) {
+static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t length,
+                    uint64_t address) {
     const unsigned char *bytes = data;
     uint64_t end = address + length;
     while (segment->next < segment->end && segment->next + FASTDUMP_CHUNK_HEADER <= end) {
@@ -93,6 +93,11 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
         segment->next = behind;
     }
     return segment->next >= segment->end;
+}
+
+int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
+                              uint64_t address) {
+    return segment->walked = walk(segment, data, length, address);
 }
 
 uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t address,

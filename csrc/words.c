@@ -134,7 +134,7 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
 
 /* --- pages ------------------------------------------------------------------------------ */
 
-#define PAGE_WORDS 512
+#define PAGE_WORDS (FASTDUMP_CLASS_PAGE / 8)
 #define LINE_WORDS 8
 #define LINES 8
 #define SAMPLES (LINES * LINE_WORDS)
@@ -210,7 +210,7 @@ static inline uint64_t find_in(const struct fastdump_words *words, const uint64_
                                uint16_t *indexes_ret) {
     uint64_t found = 0, near[STRIP_BLOCKS];
     fastdump_near_of(words->kernel)(words->windows, strip, count, near);
-    for (uint64_t block = 0; block * 64 < count && found + FASTDUMP_FIND_SLACK <= room; block++)
+    for (uint64_t block = 0; block * 64 < count && found + FASTDUMP_BLOCK_SLACK <= room; block++)
         for (uint64_t bits = near[block]; bits; bits &= bits - 1) {
             uint64_t at = block * 64 + (uint64_t)__builtin_ctzll(bits);
             found_ret[found] = strip[at]; /* no branch, which would be guessed wrong */
@@ -231,26 +231,82 @@ uint64_t fastdump_words_find(const struct fastdump_words *words, const void *dat
     return found;
 }
 
-uint64_t fastdump_words_enter(struct fastdump_words *words, const void *data, uint64_t length,
-                              uint64_t address, uint64_t capacity, uint64_t *found_ret,
-                              uint16_t *indexes_ret) {
-    const uint64_t *all = data;
-    uint64_t found = 0;
-    for (uint64_t at = 0; at < length / 8; at += STRIP) {
-        uint64_t count = length / 8 - at < STRIP ? length / 8 - at : STRIP;
-        for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
-            enter_page(words, page_class(all + page), address + page * 8);
-        found += find_in(words, all + at, count, at, capacity - found, found_ret + found,
-                         indexes_ret + found);
+/* Walk the chunks of the segments that a block lies in, if the walk has come so far. */
+static void walk_chunks(const struct fastdump_heap *heap, const void *data, uint64_t length,
+                        uint64_t address) {
+    uint64_t low = 0, high = heap->count, end = address + length;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (heap->segments[middle]->start < end)
+            low = middle + 1;
+        else
+            high = middle;
     }
-    return found;
+    for (; low && heap->segments[low - 1]->end > address; low--) {
+        struct fastdump_segment *segment = heap->segments[low - 1];
+        if (segment->begins && !segment->walked && segment->next >= address &&
+            segment->next + FASTDUMP_CHUNK_HEADER <= end)
+            fastdump_segment_walk(segment, data, length, address);
+    }
 }
 
-void fastdump_words_count(struct fastdump_words *words, const uint64_t *found,
-                          const uint16_t *indexes, uint64_t count, uint64_t address) {
-    for (uint64_t i = 0; i < count; i++)
+void fastdump_words_block(struct fastdump_words *words, const void *data, uint64_t length,
+                          uint64_t address) {
+    const uint64_t *all = data;
+    uint64_t found = 0, most = length / 8 / 16, room = most + FASTDUMP_BLOCK_SLACK;
+    walk_chunks(&words->heap, data, length, address);
+    if (words->types)
+        fastdump_types_feed(words->types, data, length, address);
+    for (uint64_t at = 0; at < length / 8; at += STRIP) { /* while it is in the cache */
+        uint64_t count = length / 8 - at < STRIP ? length / 8 - at : STRIP;
+        uint64_t used = words->kept_used + found;
+        for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
+            enter_page(words, page_class(all + page), address + page * 8);
+        found += find_in(words, all + at, count, at, room - found, words->kept + used,
+                         words->indexes + used);
+    }
+    bool keep = found <= most;
+    words->blocks[words->blocks_used++] =
+        (struct fastdump_block){.address = address,
+                                .length = (uint32_t)length,
+                                .count = keep ? (uint32_t)found : FASTDUMP_TOO_MANY};
+    words->kept_used += keep ? found : 0;
+}
+
+/* A buffer becomes several blocks where pages of it cannot be read. */
+bool fastdump_words_full(const struct fastdump_words *words) {
+    return words->blocks_capacity - words->blocks_used < words->size / FASTDUMP_CLASS_PAGE + 4 ||
+           words->kept_capacity - words->kept_used <
+               4 * (words->size / 8 / 16) + FASTDUMP_BLOCK_SLACK;
+}
+
+uint64_t fastdump_words_bytes(struct fastdump_words *words, const void *data, uint64_t length,
+                              uint64_t address) {
+    const unsigned char *bytes = data;
+    uint64_t done = 0;
+    while (done < length && !fastdump_words_full(words)) {
+        uint64_t part = length - done < words->size ? length - done : words->size;
+        fastdump_words_block(words, bytes + done, part, address + done);
+        done += part;
+    }
+    return done;
+}
+
+static void count_block(struct fastdump_words *words, const uint64_t *found,
+                        const uint16_t *indexes, const struct fastdump_block *block) {
+    for (uint32_t i = 0; i < block->count; i++)
         if (fastdump_is_in(words->module_windows, found[i]))
-            count_hit(words, found[i], address + indexes[i] * 8ull);
+            count_hit(words, found[i], block->address + indexes[i] * 8ull);
+}
+
+void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept) {
+    for (; kept->block < kept->count; kept->block++) {
+        const struct fastdump_block *block = &kept->blocks[kept->block];
+        if (block->count == FASTDUMP_TOO_MANY)
+            return;
+        count_block(words, kept->words + kept->word, kept->indexes + kept->word, block);
+        kept->word += block->count;
+    }
 }
 
 void fastdump_words_settle(struct fastdump_words *words) {
@@ -283,15 +339,15 @@ static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     __builtin_prefetch(&segment->owners[at / 32]);
 }
 
-uint64_t fastdump_words_follow(struct fastdump_words *words, const uint64_t *found,
-                               const uint16_t *indexes, uint64_t count, uint64_t address,
-                               uint32_t module, uint32_t tier) {
+static uint64_t follow_block(struct fastdump_words *words, const uint64_t *found,
+                             const uint16_t *indexes, const struct fastdump_block *block,
+                             uint32_t module, uint32_t tier) {
     uint64_t news = 0;
     struct fastdump_place *place = &words->place, target = words->target;
     uint32_t owner = module ? module : given(place, tier);
-    for (uint64_t i = 0; i < count; i++) {
-        uint64_t word = found[i], at = address + indexes[i] * 8ull;
-        if (i + AHEAD < count)
+    for (uint32_t i = 0; i < block->count; i++) {
+        uint64_t word = found[i], at = block->address + indexes[i] * 8ull;
+        if (i + AHEAD < block->count)
             prefetch(&target, found[i + AHEAD]);
         if (!fastdump_is_in(words->heap_windows, word))
             continue;
@@ -309,6 +365,20 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, const uint64_t *fou
         news++;
     }
     words->target = target;
+    return news;
+}
+
+uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
+                               uint32_t module, uint32_t tier) {
+    uint64_t news = 0;
+    for (; kept->block < kept->count; kept->block++) {
+        const struct fastdump_block *block = &kept->blocks[kept->block];
+        if (block->count == FASTDUMP_TOO_MANY)
+            break;
+        news += follow_block(words, kept->words + kept->word, kept->indexes + kept->word, block,
+                             module, tier);
+        kept->word += block->count;
+    }
     return news;
 }
 

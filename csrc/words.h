@@ -31,4 +31,9 @@ fastdump_near_function fastdump_near_scalar, fastdump_near_avx2;
 
 fastdump_near_function *fastdump_near_of(int32_t kernel);
 
+/* As those of scan.h: bytes that were read, and whether there is room for a buffer more. */
+void fastdump_words_block(struct fastdump_words *words, const void *data, uint64_t length,
+                          uint64_t address);
+bool fastdump_words_full(const struct fastdump_words *words);
+
 #endif

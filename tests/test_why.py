@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 import targets
 from fastdump._heap import Segment, joined, size_classes
+from fastdump._native import OURS, PLAIN, Memory, Slice, address_of
 from fastdump._words import PARENT, Heap, ModuleRange, Words, windows_of
 from fastdump.cli import cli
 from fastdump.dumped import Dumped
@@ -80,7 +81,12 @@ def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
         at = 0
         while at < len(data):
             length = min(8 * rng.choice((1, 2, rng.randrange(1, 50), 4096)), len(data) - at)
-            found.enter(start + at, guarded.last(data[at : at + length]))
+            part = guarded.last(data[at : at + length])
+            if rng.random() < 0.5:
+                found.enter(start + at, part)
+            else:
+                s = Slice(start + at, length, 0, PLAIN | OURS, file_offset=address_of(part))
+                assert not found.enter_slices(Memory.of_files(), [s])
             at += length
         found.count()
         hits: Counter[int] = Counter()

@@ -61,6 +61,16 @@ class Segment:
         return int(self.c.next)
 
     @property
+    def ended(self) -> bool:
+        """Whether its end was reached, or what is no chunk."""
+        return bool(self.c.walked)
+
+    @property
+    def broken(self) -> bool:
+        """Whether there is no chunk at :attr:`next`, where one must be."""
+        return bool(self.c.walked < 0)
+
+    @property
     def last(self) -> int:
         """The last chunk, 0 if there is none."""
         return int(self.c.last)

@@ -10,9 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 from fastdump._heap import Segment
-from fastdump._native import ffi, lib
-from fastdump._strings import default_kernel, kernel_number
-from fastdump.region import Range
+from fastdump._native import (
+    _GAP_CAPACITY,
+    Gap,
+    Memory,
+    Slice,
+    _c_slices,
+    _check,
+    _take_gaps,
+    aligned_buffer,
+    ffi,
+    lib,
+)
+from fastdump._strings import CHUNK_SIZE, _cast, default_kernel, kernel_number
+from fastdump.region import Range, Region
 
 MOST_MODULES: int = lib.FASTDUMP_MODULES - 1
 # By what the owner of a chunk is known, the surest first; numbers as of the C code.
@@ -27,16 +38,15 @@ SIZE_TAG: int = lib.FASTDUMP_SIZE_TAG
 SIZE_STR: int = lib.FASTDUMP_SIZE_STR
 SIZE_LIST: int = lib.FASTDUMP_SIZE_LIST
 MOST_CELLS = 1 << 16  # 2 MiB
-_CLASS_PAGE = 4096
+_MOST_BLOCK: int = lib.FASTDUMP_BLOCK_MOST
+_CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
 _HIT = struct.Struct("<5Q")
+_BLOCK = struct.Struct("<QII")
 _CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18
 _MOST_PLACES = 1 << 18
 _WINDOWS = 3
-_BLOCK: int = lib.FASTDUMP_FIND_MOST
-# Of the words of a block: where more of them are found, it is read again instead. So what is kept
-# of memory is 8% of it at the most; a heap of a service in C++ has 3.4% such words.
-_KEPT = 1 / 16
+_MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
 
 
 class Hit(NamedTuple):
@@ -147,11 +157,11 @@ def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
         windows[number] = tuple(window)
 
 
-class _Block(NamedTuple):
-    """The words that were found in a range; None: so many that it is read again."""
+class _Kept(NamedTuple):
+    """The words of blocks, as C has them."""
 
-    where: Range
-    words: bytes | None
+    blocks: bytes
+    words: bytes
     indexes: bytes
 
 
@@ -159,11 +169,12 @@ class Words:
     """What the words of memory point to; see ``csrc/words.c``.
 
     Memory is entered once, in address order; then its words are counted, and followed as often as
-    need be.
+    need be. What is kept of it for that is 8% at the most: blocks where more than 1 of 16 words
+    point to modules or chunks are read again.
 
     Args:
         ranges: Of all modules, in address order.
-        heap: Whose chunks need not be known before words are counted.
+        heap: Its segments are walked as their memory is entered.
         read: The memory of a range, as it was entered.
         kernel: As of ``fastdump._strings.kernels``.
     """
@@ -179,7 +190,6 @@ class Words:
         words.kernel = kernel_number(kernel or default_kernel())
         self._keep: list[Any] = [heap]
         self._read = read
-        self._blocks: list[_Block] = []
         modules = [Range(r.start, r.end) for r in ranges]
         segments = [Range(s.start, s.end) for s in heap.segments]
         set_windows(words.windows, modules + segments)
@@ -197,68 +207,141 @@ class Words:
         words.cells = ffi.cast("struct fastdump_cell *", ffi.from_buffer(self._cells))
         words.cell_capacity, words.cell_pages = MOST_CELLS, 1
         words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
-        self._room = _BLOCK // 8 + lib.FASTDUMP_FIND_SLACK
-        self._found = self._own("uint64_t[]", self._room)
-        self._indexes = self._own("uint16_t[]", self._room)
+        self._buffer = aligned_buffer(CHUNK_SIZE)
+        words.buffer, words.size = _cast("unsigned char *", self._buffer), CHUNK_SIZE
+        words.kept = self._own("uint64_t[]", _MOST_KEPT)
+        words.indexes = self._own("uint16_t[]", _MOST_KEPT)
+        words.kept_capacity = _MOST_KEPT
+        words.blocks = self._own("struct fastdump_block[]", _MOST_BLOCKS)
+        words.blocks_capacity = _MOST_BLOCKS
+        self._c_gaps = ffi.new("struct fastdump_gap[]", _GAP_CAPACITY)
+        self._kept: list[_Kept] = []
 
     def _own(self, kind: str, content: Any) -> Any:
         self._keep.append(ffi.new(kind, content))
         return self._keep[-1]
 
-    def enter(self, address: int, data: Any) -> None:
-        """What *data* holds: the classes of its pages, and which of its words count."""
-        view = ffi.from_buffer(data)
-        for at in range(0, len(view), _BLOCK):
-            length = min(_BLOCK, len(view) - at)
-            where = Range(address + at, address + at + length)
-            most = int(length // 8 * _KEPT)
-            room = most + lib.FASTDUMP_FIND_SLACK
-            count = lib.fastdump_words_enter(
-                self._words, view + at, length, where.start, room, self._found, self._indexes
-            )
-            found = bytes(ffi.buffer(self._found, count * 8)) if count <= most else None
-            indexes = bytes(ffi.buffer(self._indexes, count * 2)) if count <= most else b""
-            self._blocks.append(_Block(where, found, indexes))
+    def feed_types(self, types: TypeCounter | None) -> None:
+        """Feed *types* what is entered, too."""
+        self._types = types
+        self._words.types = types._c if types else ffi.NULL
 
-    def _pointing(self, where: Range) -> Iterator[tuple[Any, Any, int, int]]:
-        """The words of a range that count, as C has them: words, indexes, how many, address."""
+    def enter(self, address: int, data: Any) -> None:
+        """What *data*, whole words, holds."""
+        view = ffi.from_buffer(data)
+        done = 0
+        while done < len(view):
+            done += lib.fastdump_words_bytes(
+                self._words, view + done, len(view) - done, address + done
+            )
+            self._take()
+
+    def enter_slices(self, memory: Memory, slices: Sequence[Slice]) -> list[Gap]:
+        """What slices hold; returns what could not be read.
+
+        Raises:
+            MemoryGone: The target exited or called exec.
+        """
+        c_slices = _c_slices(s._replace(offset=s.address) for s in slices)
+        cursor = ffi.new("struct fastdump_cursor *")
+        tally = ffi.new("struct fastdump_tally *")
+        gaps: list[Gap] = []
+        done = 0
+        while not done:
+            done = _check(
+                lib.fastdump_words_slices(
+                    memory._target,
+                    c_slices,
+                    len(slices),
+                    self._words,
+                    _GAP_CAPACITY,
+                    cursor,
+                    self._c_gaps,
+                    tally,
+                )
+            )
+            gaps += _take_gaps(cursor, self._c_gaps)
+            self._take()
+        return gaps
+
+    def _take(self) -> None:
+        """Keep what C has found."""
+        words = self._words
+        self._kept.append(
+            _Kept(
+                bytes(ffi.buffer(words.blocks, words.blocks_used * _BLOCK.size)),
+                bytes(ffi.buffer(words.kept, words.kept_used * 8)),
+                bytes(ffi.buffer(words.indexes, words.kept_used * 2)),
+            )
+        )
+        words.blocks_used = words.kept_used = 0
+
+    def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
+        """What was entered, in its order: of each region, whose number comes first, what joins."""
+        number, start, end = 0, 0, 0
+        for blocks, _, _ in self._kept:
+            for address, length, _ in _BLOCK.iter_unpack(blocks):
+                if address == end < regions[number].end:
+                    end += length
+                    continue
+                if end:
+                    yield number, Range(start, end)
+                start, end = address, address + length
+                while regions[number].end <= start:
+                    number += 1
+        if end:
+            yield number, Range(start, end)
+
+    def _dense(self, where: Range) -> Iterator[Any]:
+        """The words of a range that is read for them."""
+        words, room = self._words, _MOST_KEPT
         for address, data in self._read(where):
             view = ffi.from_buffer(data)
-            for at in range(0, len(view), _BLOCK):
-                length = min(_BLOCK, len(view) - at)
+            for at in range(0, len(view), _MOST_BLOCK):
+                length = min(_MOST_BLOCK, len(view) - at)
                 count = lib.fastdump_words_find(
-                    self._words, view + at, length, self._room, self._found, self._indexes
+                    words, view + at, length, room, words.kept, words.indexes
                 )
-                yield self._found, self._indexes, count, address + at
+                block = ffi.new("struct fastdump_block *", (address + at, length, count))
+                yield self._as_c(block, 1, words.kept, words.indexes)
 
-    def _entered(self) -> Iterator[tuple[Any, Any, int, int]]:
-        for where, words, indexes in self._blocks:
-            if words is None:
-                yield from self._pointing(where)
-            elif words:
-                found = ffi.from_buffer("uint64_t[]", words)
-                yield found, ffi.from_buffer("uint16_t[]", indexes), len(found), where.start
+    def _as_c(self, blocks: Any, count: int, words: Any, indexes: Any) -> Any:
+        return ffi.new("struct fastdump_kept *", (blocks, count, words, indexes, 0, 0))
+
+    def _replay(self) -> Iterator[Any]:
+        """All that was entered; who takes it goes on until a block has no words."""
+        for blocks, words, indexes in self._kept:
+            c_blocks = ffi.from_buffer("struct fastdump_block[]", blocks)
+            kept = self._as_c(
+                c_blocks,
+                len(c_blocks),
+                ffi.from_buffer("uint64_t[]", words),
+                ffi.from_buffer("uint16_t[]", indexes),
+            )
+            yield kept
+            while kept.block < kept.count:
+                block = c_blocks[kept.block]
+                yield from self._dense(Range(block.address, block.address + block.length))
+                kept.block += 1
+                yield kept
 
     def count(self) -> None:
         """Count the words that were entered; chunks get the owner that these give them."""
-        for found, indexes, count, address in self._entered():
-            lib.fastdump_words_count(self._words, found, indexes, count, address)
+        for kept in self._replay():
+            lib.fastdump_words_count(self._words, kept)
         lib.fastdump_words_settle(self._words)
 
     def follow(self, tier: int) -> int:
         """Give chunks the owner of the chunk that points to them; how many got one."""
-        news = self._follow(self._entered(), 0, tier)
+        news = sum(lib.fastdump_words_follow(self._words, k, 0, tier) for k in self._replay())
         lib.fastdump_words_settle(self._words)
-        return news
+        return int(news)
 
     def follow_data(self, where: Range, module: int) -> int:
         """Give chunks to a module whose data, *where*, points to them; how many got one."""
-        return self._follow(self._pointing(where), module, GLOBAL)
-
-    def _follow(self, words: Iterator[tuple[Any, Any, int, int]], module: int, tier: int) -> int:
         return sum(
-            lib.fastdump_words_follow(self._words, found, indexes, count, address, module, tier)
-            for found, indexes, count, address in words
+            lib.fastdump_words_follow(self._words, kept, module, GLOBAL)
+            for kept in self._dense(where)
         )
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fastdump import _native
@@ -16,11 +17,15 @@ from fastdump.process import LiveProcess
 from fastdump.region import Range, Region, following
 from fastdump.selection import Preset, Rule
 from fastdump.snapshot import Snapshot
-from fastdump.source import CHUNK_SIZE, NOT_MAPPED, Chunk, Source, Zeros
+from fastdump.source import CHUNK_SIZE, NOT_MAPPED, Chunk, Sink, Source, Zeros
 from fastdump.survey import Survey
 
 # Page tables are asked for so much at a time: a result of bounded size.
 _WINDOW = 1 << 30
+# One call into C: short enough to be interrupted.
+_MOST_PIECE = 64 << 20
+# What reads a run of pages that hold data.
+_Take = Callable[[Slice], Iterator["Chunk | Gap"]]
 
 
 class LiveSource(Source):
@@ -38,7 +43,6 @@ class LiveSource(Source):
         self.process, self.snapshot = process, snapshot
         self.name = str(process.pid)
         self._survey: Survey | None = None
-        self._copier: Copier | None = None
 
     @property
     def _all(self) -> Survey:
@@ -118,14 +122,35 @@ class LiveSource(Source):
         return length > 0 and found.present == last - first
 
     def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
-        try:
+        with self._told():
             for start, end in ranges:
-                yield from self._walk(start, end)
+                yield from self._walk(start, end, self._chunks)
+
+    def pour(self, where: Range, sink: Sink) -> Iterator[Gap]:
+        if where.start % PAGE_SIZE or where.end % PAGE_SIZE:
+            yield from super().pour(where, sink)
+            return
+
+        def take(run: Slice) -> Iterator[Gap]:
+            for at in range(0, run.length, _MOST_PIECE):
+                part = run.part(at, min(run.length - at, _MOST_PIECE))
+                yield from sink.enter_slices(self.process.memory, [part])
+
+        with self._told():
+            for part in self._walk(where.start, where.end, take):
+                if isinstance(part, Gap):
+                    yield part
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of a target that is gone, at the latest at the end."""
+        try:
+            yield
             self.process.check()
         except _native.MemoryGone:
             raise self.process.gone() from None
 
-    def _walk(self, at: int, end: int) -> Iterator[Chunk | Zeros | Gap]:
+    def _walk(self, at: int, end: int, take: _Take) -> Iterator[Chunk | Zeros | Gap]:
         survey = self._all
         numbers = range(len(survey.regions))
         for number in following(numbers, self._starts, at):
@@ -143,46 +168,55 @@ class LiveSource(Source):
             for s in slices:  # --all: one, the whole region
                 while at < stop:
                     window = min(stop, (at // _WINDOW + 1) * _WINDOW)
-                    yield from self._walk_slice(s, at, window)
+                    yield from self._walk_slice(s, at, window, take)
                     at = window
             at = stop
         if at < end:
             yield Gap(at, end, NOT_MAPPED, errno.EFAULT)
 
-    def _walk_slice(self, s: Slice, at: int, end: int) -> Iterator[Chunk | Zeros | Gap]:
+    def _walk_slice(
+        self, s: Slice, at: int, end: int, take: _Take
+    ) -> Iterator[Chunk | Zeros | Gap]:
         """A range within a slice: whole pages are asked for, and cut."""
         first = at // PAGE_SIZE * PAGE_SIZE
         last = -(-end // PAGE_SIZE) * PAGE_SIZE
-        whole = s.part(first - s.address, last - first)
-        if self._copier is None:
-            self._copier = Copier(self.process.memory, CHUNK_SIZE)
-        for part in self._parts(self._copier, whole):
+        for part in self._parts(s.part(first - s.address, last - first), take):
             if isinstance(part, Chunk):
                 head = max(at - part.address, 0)
                 yield Chunk(part.address + head, part.data[head : end - part.address])
             else:
                 yield part._replace(start=max(part.start, at), end=min(part.end, end))
 
-    def _parts(self, copier: Copier, whole: Slice) -> Iterator[Chunk | Zeros | Gap]:
+    def _parts(self, whole: Slice, take: _Take) -> Iterator[Chunk | Zeros | Gap]:
         at, end = whole.address, whole.address + whole.length
         runs = self.process.memory.runs([whole], PAGE_SIZE, whole.length // PAGE_SIZE)
         for run in [*runs, Range(end, end)]:
             if at < run.start:
+                copier = self._copier
                 copier.gaps.clear()
                 copier.count([whole.part(at - whole.address, run.start - at)])
                 yield from _with_gaps(at, run.start, copier.gaps)
-            at = run.start
-            while at < run.end:
-                part = whole.part(at - whole.address, min(run.end - at, copier.size))
-                copier.gaps.clear()
-                view, _ = copier.fill([part])
-                base = at
-                for found in _with_gaps(at, at + part.length, copier.gaps):
-                    if isinstance(found, Zeros):
-                        yield Chunk(found.start, view[found.start - base : found.end - base])
-                    else:
-                        yield found
-                at += part.length
+            if run.start < run.end:
+                yield from take(whole.part(run.start - whole.address, run.end - run.start))
+            at = run.end
+
+    @functools.cached_property
+    def _copier(self) -> Copier:
+        return Copier(self.process.memory, CHUNK_SIZE)
+
+    def _chunks(self, run: Slice) -> Iterator[Chunk | Gap]:
+        """The bytes of a run, and what cannot be read of it."""
+        copier = self._copier
+        for at in range(0, run.length, copier.size):
+            part = run.part(at, min(run.length - at, copier.size))
+            copier.gaps.clear()
+            view, _ = copier.fill([part])
+            base = part.address
+            for found in _with_gaps(base, base + part.length, copier.gaps):
+                if isinstance(found, Zeros):
+                    yield Chunk(found.start, view[found.start - base : found.end - base])
+                else:
+                    yield found
 
 
 def _with_gaps(at: int, end: int, gaps: Iterable[Gap]) -> Iterator[Zeros | Gap]:

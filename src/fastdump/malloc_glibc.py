@@ -11,6 +11,7 @@ check fails, and says so.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import re
 import struct
@@ -147,7 +148,7 @@ def walk_glibc(source: Source) -> GlibcHeap | None:
 
 
 class GlibcWalk:
-    """The walk of a source, for those who read its memory anyway.
+    """The walk of a source, whose segments may be fed by who reads all memory anyway.
 
     Attributes:
         heap: None if glibc's malloc is not there, or not in use; known at first are its arenas and
@@ -162,7 +163,6 @@ class GlibcWalk:
         self._problems: list[str] = []
         self._starts = [region.start for region in source.regions]
         self._heaps: set[int] = set()  # of all arenas so far
-        self._walked: set[int] = set()  # the starts of segments
         self.heap: GlibcHeap | None = None
         found = self._find_main()
         if found is None:
@@ -176,28 +176,6 @@ class GlibcWalk:
         mapped = self._without_strays(list(self._mapped(heaps)), self._param)
         self.heap = GlibcHeap(arenas, mapped, problems=self._problems)
         self.heap.index()
-
-    def feed(self, part: Chunk) -> None:
-        """Walk the chunks whose headers lie in *part*, if the walk has come so far."""
-        if self.heap:
-            for segment in self.heap.segments_in(part.address, part.end):
-                if part.address <= segment.next <= part.end - HEADER:
-                    self._feed(segment, part)
-
-    def _feed(self, segment: Segment, part: Chunk) -> None:
-        if segment.single or segment.start in self._walked:
-            return
-        try:
-            done = segment.feed(part.address, part.data)
-        except BrokenChunk:
-            self._lose(segment)
-        else:
-            if done:
-                self._walked.add(segment.start)
-
-    def _lose(self, segment: Segment) -> None:
-        self._problems.append(f"malloc has no chunk at {segment.next:#x}, where one must be")
-        self._walked.add(segment.start)
 
     def finish(self) -> GlibcHeap:
         """Walk what is left; count and check all of it."""
@@ -322,15 +300,21 @@ class GlibcWalk:
     # --- chunks --------------------------------------------------------------------------
 
     def _walk(self, segment: Segment, end: int) -> None:
-        for part in self._needed(segment.next, end, segment):
-            if segment.start in self._walked:
-                return
-            if segment.next + HEADER > part.end:
-                continue
-            if isinstance(part, Chunk):
-                self._feed(segment, part)
-            else:
-                self._lose(segment)
+        """From where it stands."""
+        broken = segment.broken
+        if not segment.ended:
+            for part in self._needed(segment.next, end, segment):
+                if segment.next + HEADER > part.end:
+                    continue
+                broken = not isinstance(part, Chunk)
+                if isinstance(part, Chunk):
+                    with contextlib.suppress(BrokenChunk):
+                        segment.feed(part.address, part.data)
+                    broken = segment.broken
+                if broken or segment.ended:
+                    break
+        if broken:
+            self._problems.append(f"malloc has no chunk at {segment.next:#x}, where one must be")
 
     def _needed(
         self, start: int, end: int, chunks: Segment | MappedChunks

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from fastdump._native import Gap
+from fastdump._native import Gap, Memory, Slice
 from fastdump.errors import FaultError
 from fastdump.labels import Label
 from fastdump.region import Range, Region
@@ -47,6 +47,17 @@ class Zeros(NamedTuple):
     end: int
 
 
+class Sink(Protocol):
+    """What takes the bytes of a range; in order."""
+
+    def enter(self, address: int, data: Any) -> None:
+        """Whole words at an address."""
+
+    def enter_slices(self, memory: Memory, slices: Sequence[Slice]) -> list[Gap]:
+        """Whole pages, which it reads itself; returns the gaps."""
+        ...
+
+
 class Source(ABC):
     """Memory that can be read by address. A context manager; for one thread.
 
@@ -75,6 +86,18 @@ class Source(ABC):
         Raises:
             SourceGone: The target exited or called exec.
         """
+
+    def pour(self, where: Range, sink: Sink) -> Iterator[Gap]:
+        """Give all bytes of a range that are not zero to a sink; the gaps are told.
+
+        Raises:
+            SourceGone: The target exited or called exec.
+        """
+        for part in self.walk([where]):
+            if isinstance(part, Chunk):
+                sink.enter(part.address, part.data)
+            elif isinstance(part, Gap):
+                yield part
 
     @abstractmethod
     def place(

@@ -334,21 +334,14 @@ class _Inquiry:
         elif python:
             metaclasses = python.metaclasses(Heap([]))  # which chunks are free is not known yet
             python.add_types([python.type_type])
-        found: list[tuple[int, int, int]] = []
-        for number, where in self._scanned():
-            for part in self._source.walk([where]):
-                if isinstance(part, Gap):
-                    self._gaps.append(part)
-                elif isinstance(part, Chunk):
-                    walk.feed(part)
-                    words.enter(part.address, part.data)
-                    if metaclasses:
-                        metaclasses.feed(part.address, part.data)
-                    found.append((number, part.address, part.end))
+        words.feed_types(metaclasses)
+        for _, where in self._scanned():
+            self._gaps += self._source.pour(where, words)
+        words.feed_types(None)
         if self._glibc:
             walk.finish()
-        for each in found:
-            self._ledger.enter(*each)
+        for number, (start, end) in words.entered(self._regions):
+            self._ledger.enter(number, start, end)
         if python and metaclasses:
             self._feed_data(python, metaclasses)
         return metaclasses
