@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from fastdump._native import PAGE_SIZE, ffi, lib
+from fastdump._native import PAGE_SIZE, ffi, lib, zeroed
 from fastdump.region import Range
 
 HEADER: int = lib.FASTDUMP_CHUNK_HEADER
@@ -49,7 +48,7 @@ class Segment:
         if not single:
             # Not ffi.new(): pages that no chunk begins in cost nothing.
             length = -(-(end - start) // _BITS // 8) * 8 + 8
-            self._bits = [mmap.mmap(-1, length) for _ in range(2)]
+            self._bits = [zeroed(length) for _ in range(2)]
             begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
             self.c.begins, self.c.free = begins, free
             self._caches = ffi.new("uint64_t[]", _BATCH)

@@ -244,6 +244,17 @@ class Buffer(NamedTuple):
     address: int
 
 
+def zeroed(size: int) -> mmap.mmap:
+    """Memory that costs nothing where it is not used, in huge pages where the kernel gives them.
+
+    Private, for of shared memory, mmap's default, there are none on most systems (shmem_enabled).
+    """
+    area = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE)
+    with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return area
+
+
 def aligned_buffer(size: int) -> Buffer:
     """Page-aligned, for O_DIRECT, and in huge pages where the kernel gives them.
 

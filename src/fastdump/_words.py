@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import mmap
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
@@ -21,6 +20,7 @@ from fastdump._native import (
     aligned_buffer,
     ffi,
     lib,
+    zeroed,
 )
 from fastdump._strings import CHUNK_SIZE, _cast, default_kernel, kernel_number
 from fastdump.region import Range, Region
@@ -123,7 +123,7 @@ class Heap:
         self.segments = segments
         self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
         lengths = [1 if s.single else (s.end - s.start) // 32 + 1 for s in segments]
-        self._owners = mmap.mmap(-1, sum(lengths) or 1)
+        self._owners = zeroed(sum(lengths))
         at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
         for segment, length in zip(segments, lengths, strict=True):
             segment.c.owners = at
@@ -199,11 +199,11 @@ class Words:
         words.range_count = len(ranges)
         words.heap = heap.c
         # Not ffi.new(): pages without a hit cost nothing.
-        self._hits = mmap.mmap(-1, _CAPACITY * _HIT.size)
+        self._hits = zeroed(_CAPACITY * _HIT.size)
         words.hits = ffi.cast("struct fastdump_pointed *", ffi.from_buffer(self._hits))
         words.slots = self._own("uint32_t[]", _CAPACITY)
         words.capacity = _CAPACITY
-        self._cells = mmap.mmap(-1, MOST_CELLS * _CELL.size)
+        self._cells = zeroed(MOST_CELLS * _CELL.size)
         words.cells = ffi.cast("struct fastdump_cell *", ffi.from_buffer(self._cells))
         words.cell_capacity, words.cell_pages = MOST_CELLS, 1
         words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
