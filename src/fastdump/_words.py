@@ -230,10 +230,12 @@ class Words:
         """What *data*, whole words, holds."""
         view = ffi.from_buffer(data)
         done = 0
-        while done < len(view):
+        while True:
             done += lib.fastdump_words_bytes(
                 self._words, view + done, len(view) - done, address + done
             )
+            if done == len(view):
+                return
             self._take()
 
     def enter_slices(self, memory: Memory, slices: Sequence[Slice]) -> list[Gap]:
@@ -261,11 +263,12 @@ class Words:
                 )
             )
             gaps += _take_gaps(cursor, self._c_gaps)
-            self._take()
+            if not done:
+                self._take()
         return gaps
 
     def _take(self) -> None:
-        """Keep what C has found."""
+        """Keep what C has found; there is room again."""
         words = self._words
         self._kept.append(
             _Kept(
@@ -278,6 +281,7 @@ class Words:
 
     def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
         """What was entered, in its order: of each region, whose number comes first, what joins."""
+        self._take()
         number, start, end = 0, 0, 0
         for blocks, _, _ in self._kept:
             for address, length, _ in _BLOCK.iter_unpack(blocks):
@@ -310,6 +314,7 @@ class Words:
 
     def _replay(self) -> Iterator[Any]:
         """All that was entered; who takes it goes on until a block has no words."""
+        self._take()
         for blocks, words, indexes in self._kept:
             c_blocks = ffi.from_buffer("struct fastdump_block[]", blocks)
             kept = self._as_c(
