@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdump.demangling import demangled
 from fastdump.pointers import Pointers
 from fastdump.source import Source
 from fastdump.sources import attach, open_source
@@ -104,6 +105,23 @@ def test_broken_mini_debug_info_is_no_surprise(tmp_path: Path) -> None:
         with open(tmp_path / "broken", "rb") as file:
             found = Symbols(file).at(names(whole)["hidden"][0])
         assert found in (None, ("hidden", 0))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("_ZN4shop7counterEi", "shop::counter(int)"),
+        ("_ZTVN4shop3BoxIiEE", "vtable for shop::Box<int>"),
+        ("_ZN4core3ptr4read17h0123456789abcdefE", "core::ptr::read"),
+        ("_RNvC6_123foo3bar", "123foo::bar"),
+        ("malloc", "malloc"),
+        ("i", "i"),  # as C++ a type, but C has it too
+        ("_Z", "_Z"),
+        ("_ZN4shop", "_ZN4shop"),
+    ],
+)
+def test_symbols_are_written_as_people_do(symbol: str, name: str) -> None:
+    assert demangled(symbol) == name
 
 
 @pytest.mark.parametrize(

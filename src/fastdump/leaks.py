@@ -97,6 +97,7 @@ class Leaks(Gaps):
         roots: Bytes whose words were taken for pointers.
         rows: The leaked chunks, those with the most bytes first.
         problems: Why the figures may be wrong: sentences. Empty: they are exact.
+        notes: Why types may lack their names: sentences.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Leaks(Gaps):
     roots: int
     rows: list[LeakRow]
     problems: list[str]
+    notes: list[str]
     gaps: list[Gap]
     swap_asked: bool = False
 
@@ -131,12 +133,16 @@ class Leaks(Gaps):
             "roots": self.roots,
             "leaks": [asdict(row) for row in self.rows],
             "problems": self.problems,
+            "notes": self.notes,
             "gaps": [gap._asdict() for gap in self.gaps],
         }
 
 
-def leaks(source: Source) -> Leaks:
+def leaks(source: Source, *, debuginfod: bool = False) -> Leaks:
     """What of the heap of a source no root leads to.
+
+    Args:
+        debuginfod: As of :class:`fastdump.pointers.Pointers`.
 
     Raises:
         UsageError: It has no heap of glibc's malloc.
@@ -153,14 +159,16 @@ def leaks(source: Source) -> Leaks:
             if isinstance(source, LiveSource)
             else "it is found by the data of libc, which dumps of the formats core and lz4 have",
         )
-    return _Hunt(source, modules, heap).result()
+    return _Hunt(source, modules, heap, debuginfod).result()
 
 
 class _Hunt:
-    def __init__(self, source: Source, modules: Modules, heap: GlibcHeap) -> None:
+    def __init__(
+        self, source: Source, modules: Modules, heap: GlibcHeap, debuginfod: bool = False
+    ) -> None:
         self._source, self._modules, self._heap = source, modules, heap
         self._segments = heap.segments
-        self._pointers = Pointers(source)
+        self._pointers = Pointers(source, debuginfod)
         self._gaps: list[Gap] = []
         self._roots = 0
         self._problems = list(heap.problems)
@@ -184,6 +192,7 @@ class _Hunt:
         if snapshot and snapshot.is_over:
             self._problems.append("the freeze ended before all was read")
         pause = snapshot.pause.kind if snapshot else NONE
+        rows = self._rows(groups)
         return Leaks(
             name=self._source.name,
             pause=pause if isinstance(self._source, LiveSource) else "",
@@ -191,8 +200,9 @@ class _Hunt:
             direct=direct,
             indirect=indirect,
             roots=self._roots,
-            rows=self._rows(groups),
+            rows=rows,
             problems=self._problems,
+            notes=self._pointers.problems,
             gaps=merged(sorted(set(self._gaps))),  # memory is read more than once
         )
 

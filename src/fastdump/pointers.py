@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import io
 import os
 import stat
 
+from fastdump._native import PAGE_SIZE
 from fastdump.addresses import region_name, short_name
+from fastdump.debuginfod import Debuginfod
+from fastdump.demangling import demangled
 from fastdump.errors import FaultError
 from fastdump.live_source import LiveSource
+from fastdump.region import Region
 from fastdump.source import Source
 from fastdump.symbols import Symbols
 from fastdump.text import printable
+
+# e_shoff, and e_shentsize to e_shstrndx, of Elf64_Ehdr (elf(5)): what they tell of is not mapped.
+_SECTION_HEADERS = ((40, 8), (58, 6))
 
 
 class Pointers:
@@ -20,9 +28,14 @@ class Pointers:
     The file of a module is opened when an address in it is first met: of a live process the very
     file that is mapped; of a dump the file of that path on this host, if it has the build id that
     the dump has in its memory.
+
+    Args:
+        debuginfod: Fetch the debug files of stripped modules, and of those whose file this host
+            lacks, by the build id.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, debuginfod: bool = False) -> None:
+        self._debuginfod = Debuginfod() if debuginfod else None
         self._source = source
         self._live = source.process if isinstance(source, LiveSource) else None
         self._starts = [region.start for region in source.regions]
@@ -31,6 +44,11 @@ class Pointers:
         for region, name in zip(source.regions, self._names, strict=True):
             self._first.setdefault(name, region.start)
         self._modules: dict[str, tuple[Symbols, int] | None] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """Why names may be lacking: sentences."""
+        return self._debuginfod.problems if self._debuginfod else []
 
     def name_of(self, address: int) -> str:
         """What *address* leads to, fit for a terminal; empty if no region has it."""
@@ -43,7 +61,7 @@ class Pointers:
             return f"{label.kind.value} {start:x}{_plus(address - start)}"
         if label.module and (found := self._symbol(name, address)):
             symbol, offset = found
-            return f"{printable(short_name(name))}:{printable(symbol)}{_plus(offset)}"
+            return f"{printable(short_name(name))}:{printable(demangled(symbol))}{_plus(offset)}"
         return f"{printable(short_name(name))}{_plus(address - self._first[name])}"
 
     def symbol_at(self, address: int) -> tuple[str, int] | None:
@@ -78,6 +96,16 @@ class Pointers:
         region = next((r for r, n in regions if n == name and r.has_file), None)
         if not region:
             return None
+        found = self._of_file(region)
+        if not self._debuginfod or (found and not found[0].is_stripped):
+            return found
+        found = found or self._of_memory(region)
+        build_id = found[0].build_id if found else None
+        if found and build_id and (fetched := self._debuginfod.symbols(name, build_id.id)):
+            return fetched, found[1]
+        return found
+
+    def _of_file(self, region: Region) -> tuple[Symbols, int] | None:
         try:
             fd = self._live.open_mapped(region) if self._live else _open_by_path(region.path)
         except OSError:
@@ -89,10 +117,23 @@ class Pointers:
             return None
         return symbols, bias
 
+    def _of_memory(self, region: Region) -> tuple[Symbols, int] | None:
+        """By the headers of a module, which a dump may have: no symbols, but the build id."""
+        memory = bytearray(PAGE_SIZE)
+        try:
+            length = self._source.read_into(region.start, memory)
+        except FaultError:
+            return None
+        for at, size in _SECTION_HEADERS:
+            memory[at : at + size] = bytes(size)
+        symbols = Symbols(io.BytesIO(memory[:length]))
+        bias = symbols.bias_of(region.start, region.offset)
+        return None if bias is None else (symbols, bias)
+
     def _is_same_build(self, symbols: Symbols, bias: int) -> bool:
         if not symbols.build_id:
             return False
-        vaddr, note = symbols.build_id
+        vaddr, note, _ = symbols.build_id
         try:
             return self._source.read(bias + vaddr, len(note)) == note
         except FaultError:

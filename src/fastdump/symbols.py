@@ -18,6 +18,7 @@ _GLOBAL = 1
 _MOST_BYTES = 256 << 20
 _MOST_NOTES = 1 << 20
 _MOST_NAME = 1 << 16
+_MOST_ID = 64  # bytes: as of elfutils
 _MOST_FOUND = 1 << 10
 
 
@@ -30,10 +31,11 @@ class Symbol(NamedTuple):
 
 
 class BuildId(NamedTuple):
-    """The note with the build id: where it is mapped, before relocation, and its bytes."""
+    """The note with the build id: where it is mapped, before relocation, its bytes, and the id."""
 
     vaddr: int
     note: bytes
+    id: str
 
 
 class Symbols:
@@ -44,10 +46,12 @@ class Symbols:
 
     Attributes:
         build_id: None if it has none.
+        is_stripped: Whether it has exported symbols only.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.build_id: BuildId | None = None
+        self.is_stripped = True
         self._loads: list[tuple[int, int, int]] = []
         self._symbols: list[Symbol] = []
         self._strings = b""
@@ -69,8 +73,10 @@ class Symbols:
             elif segment["p_type"] == "PT_NOTE" and segment["p_filesz"] <= _MOST_NOTES:
                 self.build_id = self.build_id or _build_id_of(file, segment)
         self._enter(elf)
+        whole = elf.get_section_by_name(".symtab")
         packed = elf.get_section_by_name(".gnu_debugdata")
-        if packed and not elf.get_section_by_name(".symtab"):
+        self.is_stripped = not (whole or packed)
+        if packed and not whole:
             unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
             content = unpacker.decompress(_content(file, packed), _MOST_BYTES)
             self._enter(ELFFile(io.BytesIO(content)))
@@ -137,8 +143,8 @@ def _content(file: BinaryIO, section: Any) -> bytes:
 
 def _build_id_of(file: BinaryIO, segment: Any) -> BuildId | None:
     for note in segment.iter_notes():
-        if note["n_type"] == "NT_GNU_BUILD_ID":
+        if note["n_type"] == "NT_GNU_BUILD_ID" and 0 < note["n_descsz"] <= _MOST_ID:
             file.seek(note["n_offset"])
             vaddr = segment["p_vaddr"] + note["n_offset"] - segment["p_offset"]
-            return BuildId(vaddr, file.read(note["n_size"]))
+            return BuildId(vaddr, file.read(note["n_size"]), note["n_desc"])
     return None

@@ -1,26 +1,29 @@
 """Vtables: which type an address in a module stands for, by the target's own memory.
 
 C++: the word before a vtable leads to its ``type_info``, which has the mangled name, in stripped
-programs too (Itanium C++ ABI, "Virtual Table Layout", "Run-Time Type Information"). Rust: a vtable
-begins with drop, size and align; the name is that of its functions, so it needs ``.symtab``.
+programs too (Itanium C++ ABI, "Virtual Table Layout", "Run-Time Type Information"); without one
+(``-fno-rtti``), or in a dump that lacks its text, the vtable's own symbol has the name. Rust: a
+vtable begins with drop, size and align; the name is that of its functions, so it needs ``.symtab``.
 """
 
 from __future__ import annotations
 
 import bisect
-import functools
+import contextlib
 import re
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastdump._words import ModuleRange
+from fastdump.demangling import demangled_rust, demangled_type
 from fastdump.errors import FaultError
 from fastdump.pointers import Pointers
 from fastdump.source import Source
 
 _MANGLED = re.compile(rb"\*?([0-9A-Z][0-9A-Za-z_.$]*)\0")
 _MOST_NAME = 4096
+_VTABLE, _POINT = "_ZTV", 16  # the prefix of its symbol; where in it objects point to
 # Of libstdc++ and of libc++; the first argument is the type, or a pointer to it.
 _CONTROL_BLOCK = re.compile(
     r"std::(?:_Sp_counted_(?:ptr_inplace|ptr|deleter)|__\w+::__shared_ptr_(?:emplace|pointer))<"
@@ -64,15 +67,25 @@ class Vtables:
         if target % 8:
             return None
         offset_to_top, type_info, first = struct.unpack("<qQQ", self._source.read(target - 16, 24))
-        if offset_to_top or type_info % 8 or not self._in_module(type_info):
+        if offset_to_top or not (type_info or first) or (first and not self._in_module(first)):
             return None
-        if first and not self._in_module(first):
-            return None
-        kind, name = struct.unpack("<QQ", self._source.read(type_info, 16))
-        if not self._in_module(kind) or not self._in_module(name):
-            return None
-        found = _MANGLED.match(self._text(name))
-        return TypeName("C++", _without_block(demangled(found[1].decode()))) if found else None
+        name = self._mangled(target, type_info)
+        return TypeName("C++", _without_block(demangled_type(name))) if name else None
+
+    def _mangled(self, target: int, type_info: int) -> str:
+        if type_info:
+            if type_info % 8 or not self._in_module(type_info):
+                return ""
+            kind, name = struct.unpack("<QQ", self._source.read(type_info, 16))
+            if not self._in_module(kind) or not self._in_module(name):
+                return ""
+            with contextlib.suppress(FaultError):  # a dump may lack the text
+                found = _MANGLED.match(self._text(name))
+                return found[1].decode() if found else ""
+        symbol = self._pointers.symbol_at(target)
+        if symbol and symbol[1] == _POINT and symbol[0].startswith(_VTABLE):
+            return symbol[0].removeprefix(_VTABLE)
+        return ""
 
     def _text(self, address: int) -> bytes:
         """What lies there, up to the end of its page or a few thousand bytes."""
@@ -105,27 +118,3 @@ def _without_block(name: str) -> str:
         if depth < 0 or (depth == 0 and name[end] == ","):
             return f"{name[at:end].rstrip('* ')} of a std::shared_ptr"
     return name
-
-
-@functools.lru_cache(4096)
-def demangled(name: str) -> str:
-    """A type's name as people write it; as it is without the package for that (extra ``names``)."""
-    try:
-        from itanium_demangler import parse
-
-        text = str(parse(f"_ZTS{name}") or "")
-    except (ImportError, RecursionError, NotImplementedError, ValueError, IndexError):
-        text = ""
-    return text.removeprefix("typeinfo name for ").replace("_GLOBAL__N_1::", "") or name
-
-
-@functools.lru_cache(4096)
-def demangled_rust(name: str) -> str:
-    """A symbol of Rust as people write it, likewise; without its hash."""
-    try:
-        import rust_demangler
-
-        text = str(rust_demangler.demangle(name))
-    except Exception:  # untrusted text in a foreign parser; or there is none
-        text = name
-    return re.sub(r"::h[0-9a-f]{16}$", "", text)

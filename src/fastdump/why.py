@@ -214,17 +214,19 @@ def why(
     with_libraries: bool = False,
     count: int = 10,
     strings: bool = True,
+    debuginfod: bool = False,
 ) -> Why:
     """What fills a source.
 
     Args:
         count: Lines of each table.
         strings: Look for repeated text too.
+        debuginfod: As of :class:`fastdump.pointers.Pointers`.
 
     Raises:
         SourceGone: The target exited or called exec.
     """
-    return _Inquiry(source, rules, with_libraries).answer(count, strings)
+    return _Inquiry(source, rules, with_libraries).answer(count, strings, debuginfod)
 
 
 class _Inquiry:
@@ -236,7 +238,7 @@ class _Inquiry:
         self._problems: list[str] = []
         self._gaps: list[Gap] = []
 
-    def answer(self, count: int, strings: bool) -> Why:
+    def answer(self, count: int, strings: bool, debuginfod: bool) -> Why:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
         self._heap = Heap(self._glibc.segments if self._glibc else [])
@@ -249,7 +251,7 @@ class _Inquiry:
         objects = self._count_objects(counter) if counter else {}
         self._find_owners(words)
         sizes = size_classes(self._heap.segments)
-        pointers = Pointers(self._source)
+        pointers = Pointers(self._source, debuginfod)
         foreign = allocators(self._source, pointers)
         result = Why(
             name=self._source.name,
@@ -272,6 +274,7 @@ class _Inquiry:
         self._problems += [
             f"{name} is in use: which of its memory is free is not known" for name in foreign
         ]
+        self._problems += pointers.problems
         if words.lost:
             self._problems.append(f"{words.lost} pointers into modules had no room in the table")
         result.suspects = _suspects(result)

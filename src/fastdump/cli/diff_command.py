@@ -12,7 +12,7 @@ import click
 
 from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
-from fastdump.cli.options import json_option, top_option
+from fastdump.cli.options import debuginfod_option, json_option, top_option
 from fastdump.errors import CorruptDump
 from fastdump.growth import LONG, growth
 from fastdump.sources import is_pid, open_source
@@ -25,12 +25,13 @@ _MOST_PAGE = 64 << 20
 @click.argument("new", metavar="B", shell_complete=complete_source)
 @top_option(20, "Lines of the table.")
 @json_option
-def command(old: str, new: str, count: int, as_json: bool) -> int:
+@debuginfod_option
+def command(old: str, new: str, count: int, as_json: bool, debuginfod: bool) -> int:
     """Tell what grew from A to B: modules, types, sizes, repeated text, ranked.
 
     Each is a page that `fastdump why PID --save FILE` wrote, or a pid or a dump.
     """
-    grown = growth([_page(old), _page(new)], [0, 1])
+    grown = growth([_page(name, debuginfod) for name in (old, new)], [0, 1])
     if as_json:
         click.echo(json.dumps([asdict(each) for each in grown], indent=2))
     else:
@@ -38,7 +39,7 @@ def command(old: str, new: str, count: int, as_json: bool) -> int:
     return 0
 
 
-def _page(name: str) -> Mapping[str, Any]:
+def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
     """A saved page, or that of a source.
 
     Raises:
@@ -52,7 +53,7 @@ def _page(name: str) -> Mapping[str, Any]:
     from fastdump.why import why
 
     with open_source(name) as source:
-        return why(source, count=LONG).to_json()
+        return why(source, count=LONG, debuginfod=debuginfod).to_json()
 
 
 def _checked(name: str, text: bytes) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ import click
 from fastdump._native import Gap
 from fastdump.addresses import DEFAULT_LENGTH, parse_length, ranges_of
 from fastdump.cli.completion import complete_region, complete_source
-from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS
+from fastdump.cli.options import debuginfod_option
+from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, UsageError
 from fastdump.hexdump import GROUP, MOST_WIDTH, WIDTH, Hexdump, digits_of
 from fastdump.region import Range
 from fastdump.source import Chunk, Source, Zeros
@@ -78,6 +79,7 @@ def _length(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     is_flag=True,
     help="Say behind each line what its aligned 8-byte words point to, with symbols of modules.",
 )
+@debuginfod_option
 def command(
     source: str,
     addresses: Sequence[str],
@@ -87,6 +89,7 @@ def command(
     everything: bool,
     color: str,
     follow_pointers: bool,
+    debuginfod: bool,
 ) -> int:
     """Show memory as hexdump -C does, with virtual addresses. SOURCE is a pid, or a dump.
 
@@ -97,6 +100,8 @@ def command(
     What has no bytes is not shown: standard error has its range and the reason, and the exit code
     is 3.
     """
+    if debuginfod and not follow_pointers:
+        raise UsageError("--debuginfod names what words point to", "it goes with --follow-pointers")
     colored = color == "always" or (
         color == "auto"
         and sys.stdout.isatty()
@@ -111,9 +116,12 @@ def command(
         if follow_pointers:
             from fastdump.pointers import Pointers
 
-            name_of = functools.lru_cache(_MOST_NAMES)(Pointers(opened).name_of)
+            pointers = Pointers(opened, debuginfod)
+            name_of = functools.lru_cache(_MOST_NAMES)(pointers.name_of)
             lines = _Followed(lines, digits, width, name_of)
         complete = [_show(opened, each, lines, digits) for each in ranges]
+        for problem in pointers.problems if follow_pointers else ():
+            click.echo(f"fastdump: {printable(problem)}", err=True)
     return EXIT_COMPLETE if all(complete) else EXIT_GAPS
 
 

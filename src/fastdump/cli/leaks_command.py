@@ -12,6 +12,7 @@ from fastdump.addresses import short_name
 from fastdump.cli.completion import complete_source
 from fastdump.cli.options import (
     complain_of_gaps,
+    debuginfod_option,
     json_option,
     opened_memory,
     pause_options,
@@ -28,8 +29,9 @@ _MOST_TEXT = 60
 @click.argument("source", metavar="SOURCE", shell_complete=complete_source)
 @top_option(10, "Lines of the table.")
 @json_option
+@debuginfod_option
 @pause_options
-def command(source: str, count: int, as_json: bool, **options: Any) -> int:
+def command(source: str, count: int, as_json: bool, debuginfod: bool, **options: Any) -> int:
     """Tell which chunks of glibc's malloc nothing in SOURCE, a pid or a dump, leads to any more.
 
     A chunk is kept by any word that points into it, in registers, in stacks, in thread-local
@@ -41,7 +43,7 @@ def command(source: str, count: int, as_json: bool, **options: Any) -> int:
     keeps and never uses again is reachable. fastdump why SOURCE tells what that is.
     """
     with opened_memory(source, {**options, "stats": False}, unasked=None) as memory:
-        found = leaks(memory)
+        found = leaks(memory, debuginfod=debuginfod)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
@@ -87,6 +89,8 @@ def _print(found: Leaks, count: int) -> None:
         )
     for problem in found.problems:
         click.echo(f"\nnot sure: {printable(problem)}")
+    for note in found.notes:
+        click.echo(f"\n{printable(note)}")
     for text, command in _next(found):
         click.echo(f"\n{text}\n  {printable(command)}")
 

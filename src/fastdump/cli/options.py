@@ -112,6 +112,13 @@ swap_option = click.option(
 )
 
 
+debuginfod_option = click.option(
+    "--debuginfod",
+    is_flag=True,
+    help="Fetch debug files of stripped modules from the servers that DEBUGINFOD_URLS names, with "
+    "debuginfod-find. Without it no server is ever asked.",
+)
+
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 

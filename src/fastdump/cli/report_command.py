@@ -13,6 +13,7 @@ from fastdump.cli.completion import complete_source
 from fastdump.cli.options import (
     OrderedCommand,
     complain_of_gaps,
+    debuginfod_option,
     opened_memory,
     pause_options,
     rule_options,
@@ -38,6 +39,7 @@ _COUNT = 30  # lines of each table
 )
 @click.option("--no-strings", is_flag=True, help="Do not look for repeated text.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@debuginfod_option
 @rule_options
 @pause_options
 @click.pass_context
@@ -48,6 +50,7 @@ def command(
     output: str,
     no_strings: bool,
     force: bool,
+    debuginfod: bool,
     include: Sequence[str],
     exclude: Sequence[str],
     **pausing: Any,
@@ -66,7 +69,13 @@ def command(
     check_output(output, force)
     rules = rules_of(ctx, include, exclude)
     with opened_memory(source, pausing) as memory:
-        found = why(memory, rules=rules, count=_COUNT, strings=not no_strings)
+        found = why(
+            memory,
+            rules=rules,
+            count=_COUNT,
+            strings=not no_strings,
+            debuginfod=debuginfod,
+        )
         page = report(memory, found)
     _write(page, output, force)
     if output != STANDARD_OUTPUT:

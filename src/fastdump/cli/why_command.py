@@ -16,6 +16,7 @@ from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import (
     OrderedCommand,
+    debuginfod_option,
     json_option,
     opened_memory,
     pause_options,
@@ -65,6 +66,7 @@ _MOST_TEXT = 100
     show_default=True,
     help="Samples of --every.",
 )
+@debuginfod_option
 @rule_options
 @pause_options
 @click.pass_context
@@ -80,6 +82,7 @@ def command(
     save: str | None,
     every: float | None,
     samples: int,
+    debuginfod: bool,
     include: Sequence[str],
     exclude: Sequence[str],
     **pausing: Any,
@@ -104,7 +107,13 @@ def command(
 
     def look() -> Why:
         with opened_memory(source, pausing) as memory:
-            return why(memory, rules=rules, count=LONG if long else count, strings=not no_strings)
+            return why(
+                memory,
+                rules=rules,
+                count=LONG if long else count,
+                strings=not no_strings,
+                debuginfod=debuginfod,
+            )
 
     if every is not None:
         return _watch(look, every, samples, count, as_json)
