@@ -70,13 +70,13 @@ class FaultError(FastdumpError):
 def output_failed(path: str, error: OSError) -> OutputFailed:
     """The one wording for an output that failed, with what to try."""
     hints = {
-        _errno.ENOSPC: "free some space, or choose another disk with -o; --plan tells the need",
-        _errno.EDQUOT: "the quota is used up: choose another disk with -o",
+        _errno.ENOSPC: "free some space, or choose another disk; dump --plan tells its need",
+        _errno.EDQUOT: "the quota is used up: choose another disk",
         _errno.EFBIG: "the file size limit is too low (ulimit -f), or use --format lz4",
         _errno.EEXIST: "--force replaces it",
-        _errno.EACCES: "choose a folder that you may write to with -o",
-        _errno.EROFS: "choose a disk that is not read-only with -o",
-        _errno.ENOENT: "create its folder first, or choose another with -o",
+        _errno.EACCES: "choose a folder that you may write to",
+        _errno.EROFS: "choose a disk that is not read-only",
+        _errno.ENOENT: "create its folder first, or choose another",
         _errno.ELOOP: "the output may not be a symbolic link",
     }
     message = f"cannot write {path}: {os.strerror(error.errno or 0)}"

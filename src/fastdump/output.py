@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -44,10 +45,10 @@ def uninterrupted() -> Iterator[None]:
 def check_free(path: Path, force: bool) -> None:
     """Raise OutputFailed if *path* exists (and *force* is not given), or a ``.part`` of it.
 
-    *force* replaces files, and folders that hold a dump and nothing else.
+    *force* replaces files, but no devices and pipes; and folders that hold a dump and nothing else.
     """
     if path.name in ("", ".."):
-        raise UsageError(f"{str(path)!r} cannot be the name of an output", "name a file with -o")
+        raise UsageError(f"{str(path)!r} cannot be the name of an output", "name a file")
     if force:
         for old in (path, part_name(path)):
             _check_replaceable(old)
@@ -65,12 +66,15 @@ _OURS = re.compile(r"manifest\.json|[0-9]+_mem_[0-9a-f]+\.bin(\.lz4)?")
 
 
 def _check_replaceable(path: Path) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
+    kind = stat.S_IFMT(os.lstat(path).st_mode) if os.path.lexists(path) else stat.S_IFREG
+    if kind not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR):
+        raise OutputFailed(f"{path} is no regular file", "choose another name, or - to stream")
+    if kind == stat.S_IFDIR:
         for name in os.listdir(path):
             if not _OURS.fullmatch(name):
                 raise OutputFailed(
                     f"{path} is a folder that holds more than a dump: {name}",
-                    "choose another name with -o",
+                    "choose another name",
                 )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 
-from fastdump.errors import UsageError
+from fastdump.errors import UsageError, output_failed
 from fastdump.output import (
     Output,
     PartFile,
@@ -51,9 +52,36 @@ def open_folder(name: str, force: bool = False) -> PartFolder:
 
 
 def check_output(name: str, force: bool) -> None:
-    """Raise OutputFailed if it exists; a server is asked when the output is opened."""
-    if name != STANDARD_OUTPUT and not is_url(name):
+    """Check what can be before there is anything to write: a server is asked later.
+
+    Raises:
+        OutputFailed: It exists (and *force* is not given).
+        UsageError: It is a terminal.
+    """
+    if name == STANDARD_OUTPUT:
+        if sys.stdout.isatty():
+            raise UsageError("standard output is a terminal", "pipe it, or name a file")
+    elif not is_url(name):
         check_free(Path(local_path(name)), force)
+
+
+def write_output(name: str, content: bytes, force: bool) -> None:
+    """Write one file: whole, or not at all.
+
+    Raises:
+        OutputFailed, UsageError: As :func:`open_output`.
+    """
+    with contextlib.ExitStack() as stack:
+        with created(name):
+            output = open_output(name, force)
+            stack.callback(output.abort)  # does nothing once it is whole
+        try:
+            stream = output.stream()
+            stream.write(content)
+            stream.flush()
+            output.commit()
+        except OSError as error:
+            raise output_failed(shown(name), error) from None
 
 
 def created(name: str) -> contextlib.AbstractContextManager[None]:

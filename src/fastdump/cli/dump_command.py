@@ -24,7 +24,6 @@ from fastdump.cli.options import (
     warn_swapped,
 )
 from fastdump.dump import FORMATS, DumpReport, default_threads, dump, open_writer
-from fastdump.errors import UsageError
 from fastdump.outputs import check_output, created
 from fastdump.plan import Plan, make_plan
 from fastdump.process import LiveProcess
@@ -114,8 +113,6 @@ def command(
         output = default_name.format(pid=pid)
     if format == "null":
         output = ""
-    elif output == "-" and sys.stdout.isatty() and not plan:
-        raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     if output and not plan:
         check_output(output, force)
     with contextlib.ExitStack() as stack:

@@ -78,12 +78,9 @@ def command(
             raise UsageError("SOURCE is a process: extract reads dumps", "dump writes them")
         format = format or _DEFAULTS[found.format]
         output = output or _default_name(source) + _SUFFIXES[format]
-        if output == STANDARD_OUTPUT:
-            if format not in ("core", "lz4"):
-                raise UsageError(f"--format {format} is a folder", "name it with -o")
-            _check_no_terminal()
-        else:
-            check_output(output, force)
+        if output == STANDARD_OUTPUT and format not in ("core", "lz4"):
+            raise UsageError(f"--format {format} is a folder", "name it with -o")
+        check_output(output, force)
         with progress_bar(quiet or as_json) as progress:
             report = extract(
                 found, format, output, force=force, level=level, threads=threads, progress=progress
@@ -111,9 +108,8 @@ def command(
 
 def _write_ranges(source: Source, texts: tuple[str, ...], output: str, force: bool) -> int:
     ranges = [found for text in texts for found in ranges_of(text, source)]
+    check_output(output, force)
     with contextlib.ExitStack() as stack:
-        if output == STANDARD_OUTPUT:
-            _check_no_terminal()
         with created(output):
             place = open_output(output, force)
             stack.callback(place.abort)  # does nothing once it is whole
@@ -126,11 +122,6 @@ def _write_ranges(source: Source, texts: tuple[str, ...], output: str, force: bo
             f"fastdump: {gap.start:x}-{gap.end:x}: {printable(gap.reason)}: zeros instead", err=True
         )
     return EXIT_GAPS if gaps else EXIT_COMPLETE
-
-
-def _check_no_terminal() -> None:
-    if sys.stdout.isatty():
-        raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
 
 
 def _default_name(source: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +17,7 @@ from fastdump.cli.options import (
     rule_options,
     rules_of,
 )
-from fastdump.errors import UsageError, output_failed
-from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
+from fastdump.outputs import STANDARD_OUTPUT, check_output, write_output
 from fastdump.text import printable, size
 from fastdump.url import shown
 
@@ -64,8 +61,6 @@ def command(
     from fastdump.report import report
     from fastdump.why import why
 
-    if output == STANDARD_OUTPUT and sys.stdout.isatty():
-        raise UsageError("standard output is a terminal", "pipe it, or name a file with -o")
     check_output(output, force)
     rules = rules_of(ctx, include, exclude)
     with opened_memory(source, pausing) as memory:
@@ -77,22 +72,8 @@ def command(
             debuginfod=debuginfod,
         )
         page = report(memory, found)
-    _write(page, output, force)
+    write_output(output, page, force)
     if output != STANDARD_OUTPUT:
         click.echo(f"{printable(shown(output))}: {size(len(page))}")
     complain_of_gaps(found)
     return found.exit_code
-
-
-def _write(page: bytes, output: str, force: bool) -> None:
-    with contextlib.ExitStack() as stack:
-        with created(output):
-            place = open_output(output, force)
-            stack.callback(place.abort)  # does nothing once it is whole
-        try:
-            stream = place.stream()
-            stream.write(page)
-            stream.flush()
-            place.commit()
-        except OSError as error:
-            raise output_failed(shown(output), error) from None

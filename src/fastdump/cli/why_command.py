@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import (
     OrderedCommand,
+    complain_of_gaps,
     debuginfod_option,
     json_option,
     opened_memory,
@@ -26,8 +26,9 @@ from fastdump.cli.options import (
     top_option,
 )
 from fastdump.cli.table import print_table
-from fastdump.errors import UsageError, output_failed
+from fastdump.errors import UsageError
 from fastdump.growth import LONG, growth
+from fastdump.outputs import STANDARD_OUTPUT, check_output, write_output
 from fastdump.text import cut, printable, share, size
 from fastdump.why import Why, why
 
@@ -45,13 +46,16 @@ _MOST_TEXT = 100
 @click.option(
     "--pprof",
     metavar="FILE",
-    help="Write a profile to FILE, for pprof: chunks and bytes by module, type and size class.",
+    help="Write a profile to FILE, for pprof: chunks and bytes by module, type and size class; - "
+    "is standard output, which then has nothing else.",
 )
 @click.option(
     "--save",
     metavar="FILE",
-    help="Write the page to FILE too, as JSON with long tables: for fastdump diff.",
+    help="Write the page to FILE too, as JSON with long tables: for fastdump diff; - as "
+    "of --pprof.",
 )
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option(
     "--every",
     metavar="TIME",
@@ -80,6 +84,7 @@ def command(
     folded: bool,
     pprof: str | None,
     save: str | None,
+    force: bool,
     every: float | None,
     samples: int,
     debuginfod: bool,
@@ -103,6 +108,12 @@ def command(
     rules = rules_of(ctx, include, exclude)
     if every is not None and (save or folded or pprof):
         raise UsageError("--every prints no page", "--save, --folded and --pprof are for one look")
+    files = [name for name in (save, pprof) if name]
+    streamed = files.count(STANDARD_OUTPUT)
+    if streamed and streamed + as_json + folded > 1:
+        raise UsageError("standard output has room for one of these", "name a FILE")
+    for name in files:
+        check_output(name, force)
     long = bool(save or folded or pprof or every is not None)
 
     def look() -> Why:
@@ -119,12 +130,14 @@ def command(
         return _watch(look, every, samples, count, as_json)
     found = look()
     if save:
-        _write(save, json.dumps(found.to_json()).encode())
+        write_output(save, json.dumps(found.to_json()).encode(), force)
     if pprof:
         from fastdump.pprof import profile
 
-        _write(pprof, profile(found.stacks(), time.time_ns()))
-    if folded:
+        write_output(pprof, profile(found.stacks(), time.time_ns()), force)
+    if streamed:
+        complain_of_gaps(found)
+    elif folded:
         for line in found.folded():
             click.echo(line)
     elif as_json:
@@ -132,18 +145,6 @@ def command(
     else:
         _print(found, count)
     return found.exit_code
-
-
-def _write(path: str, content: bytes) -> None:
-    try:
-        with open(path, "wb", opener=_private) as file:
-            file.write(content)
-    except OSError as error:
-        raise output_failed(path, error) from None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _watch(look: Callable[[], Why], every: float, samples: int, count: int, as_json: bool) -> int:
