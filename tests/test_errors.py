@@ -318,7 +318,8 @@ def _why(monkeypatch: pytest.MonkeyPatch, scope: str, **fields: str) -> tuple[st
     ours = process._status("/proc/self")
     uid = os.geteuid()
     status = {**ours, "Uid": f"{uid} {uid} {uid} {uid}", **fields}
-    return process._why(os.getpid(), status, uid), process._hint(status)
+    reason = process._why(os.getpid(), status, uid)
+    return reason, process._hint(status, reason)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,32 @@ def _reasons(monkeypatch: pytest.MonkeyPatch, container: int) -> Iterator[str]:
     yield of()
 
 
+def _help(reason: str) -> str:
+    """What helps, by the page."""
+    found = re.search(rf"^\| `{re.escape(reason)}` \| (.*?) \|$", PAGE, re.MULTILINE)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("capabilities", ["+all", "-sys_ptrace"])
+def test_outside_of_a_user_namespace_is_what_helps(container: int, capabilities: str) -> None:
+    """And no capability: it would be one in our own namespace."""
+    command = ["unshare", "--user", "--map-root-user", "setpriv", f"--bounding-set={capabilities}"]
+    done = subprocess.run(
+        [*command, *FASTDUMP, "maps", str(container)], capture_output=True, text=True
+    )
+    message, hint = done.stderr.splitlines()
+    reason = "it lives in another user namespace"
+    assert done.returncode == 5
+    assert message.endswith(f": {reason}")
+    assert hint == f"  hint: {_help(reason)}"
+
+
+def test_after_a_reboot_is_what_helps() -> None:
+    reason = "Yama allows it to nobody only (kernel.yama.ptrace_scope is 3)"
+    assert process._hint(process._status("/proc/self"), reason) == _help(reason)
+
+
 def test_the_page_has_every_reason(monkeypatch: pytest.MonkeyPatch, container: int) -> None:
     printed = set(_reasons(monkeypatch, container))
     printed = {re.sub(r"(user|process) \d+", r"\1 N", reason) for reason in printed}

@@ -24,6 +24,15 @@ from fastdump.region import Range, Region, parse_maps
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
 _UFFD_FEATURE_EVENT_FORK = 2  # linux/userfaultfd.h
 _CAP_SYS_PTRACE = 19  # linux/capability.h
+_USER_NS_INIT_INO = 0xEFFFFFFD  # linux/nsfs.h
+
+_OTHER_NAMESPACE = "it lives in another user namespace"
+# What helps where neither root nor a capability does.
+_HELP = {
+    _OTHER_NAMESPACE: "run it outside: as root of the host, or as the user who made the namespace",
+    "Yama allows it to nobody only (kernel.yama.ptrace_scope is 3)": "a reboot: 3 cannot be taken "
+    "back",
+}
 
 
 class Growth(NamedTuple):
@@ -162,9 +171,9 @@ class LiveProcess:
             return self.gone()
         if isinstance(error, _native.MemoryGone):
             return self.gone()
+        reason = _why(self.pid, status, owner)
         return NotPermitted(
-            f"not permitted to read process {self.pid}: " + _why(self.pid, status, owner),
-            _hint(status),
+            f"not permitted to read process {self.pid}: {reason}", _hint(status, reason)
         )
 
     @property
@@ -417,12 +426,13 @@ def _why(pid: int, status: dict[str, str], owner: int) -> str:
     target_uids = {int(u) for u in status["Uid"].split()[:3]}
     if target_uids != {uid}:
         their_user = status["Uid"].split()[0]
-        reason = f"it belongs to user {their_user}, you are user {uid}"
-        if _capabilities(ours) >> _CAP_SYS_PTRACE & 1 and not _same_user_namespace(pid):
-            return "it lives in another user namespace"
-        return reason
+        confined = os.stat("/proc/self/ns/user").st_ino != _USER_NS_INIT_INO
+        powerful = _capabilities(ours) >> _CAP_SYS_PTRACE & 1
+        if (confined or powerful) and not _same_user_namespace(pid):
+            return _OTHER_NAMESPACE
+        return f"it belongs to user {their_user}, you are user {uid}"
     if not _same_user_namespace(pid):
-        return "it lives in another user namespace"
+        return _OTHER_NAMESPACE
     if owner != uid:
         return "it is not dumpable (it changed its identity, or asked so with prctl)"
     try:
@@ -440,7 +450,9 @@ def _why(pid: int, status: dict[str, str], owner: int) -> str:
     return "a security module or a seccomp filter forbids it"
 
 
-def _hint(status: dict[str, str]) -> str:
+def _hint(status: dict[str, str], reason: str) -> str:
+    if reason in _HELP:
+        return _HELP[reason]
     tracer = status.get("TracerPid", "0")
     hint = "run it as root, or give it CAP_SYS_PTRACE (in a container: --cap-add SYS_PTRACE)"
     return hint + (f"; it is traced by process {tracer} already" if tracer != "0" else "")
