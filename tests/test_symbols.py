@@ -6,6 +6,7 @@ import lzma
 import os
 import random
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,26 @@ int main(int argc, char **argv) {
     return shown(argc);
 }
 """
+
+
+def pairs_of_rust(levels: int) -> str:
+    """A name of types, each of which is two of the one before."""
+    digits = string.digits + string.ascii_letters
+    name, at = "INvC1a1fTllE", 8  # at: where the last type is; its number in base 62 is one less
+    for _ in range(levels):
+        reference = "B" + digits[(at - 1) // 62] * (at > 62) + digits[(at - 1) % 62] + "_"
+        name, at = f"{name}T{reference * 2}E", len(name)
+    return f"_R{name}E"
+
+
+HOSTILE = [
+    "_Z1f1A1BIS_S_E" + "".join(f"S0_IS{n}_S{n}_E" for n in "123456789ABCDEFGHIJKLMNOPQRSTU"),
+    pairs_of_rust(30),
+]
+PRINTED = (
+    "_RINvNtCsgEmfK2I1SDS_4core3ptr13drop_in_placeINtNtCslNYArtu3iFV_5alloc5boxed3BoxDG_INtNtNtB4_"
+    "3ops8function5FnMutTRL0_eEEp6OutputbEL_EECslKGqiwnqz1t_17rustc_codegen_ssa"
+)
 
 
 def names(path: Path) -> dict[str, tuple[int, int]]:
@@ -122,6 +143,17 @@ def test_broken_mini_debug_info_is_no_surprise(tmp_path: Path) -> None:
 )
 def test_symbols_are_written_as_people_do(symbol: str, name: str) -> None:
     assert demangled(symbol) == name
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_that_would_not_end_stays(name: str) -> None:
+    assert demangled(name) == name
+
+
+def test_a_demangler_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a name that rustc has; it would be in the midst of JSON, and not escaped."""
+    assert demangled(PRINTED) == PRINTED
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
