@@ -12,6 +12,7 @@ ORDER = [
     "errors",
     "url",
     "region",
+    "elf_header",
     "_native",
     "_strings",
     "_search",

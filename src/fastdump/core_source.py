@@ -23,8 +23,8 @@ from fastdump.elf import (
     PF_X,
     Elf,
     MappedFile,
-    Segment,
 )
+from fastdump.elf_header import Segment
 from fastdump.errors import FaultError
 from fastdump.frames import Frames
 from fastdump.labels import label_dumped

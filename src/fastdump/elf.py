@@ -1,7 +1,5 @@
 """The headers and notes of an ELF core of any producer, checked before they are believed.
 
-Not by pyelftools: it takes 20 µs for a header, and a core may have 100,000.
-
 Sources: the System V ABI's ELF chapters, core(5), Linux fs/binfmt_elf.c (fill_files_note),
 include/uapi/linux/elfcore.h (prstatus, prpsinfo), auxvec.h.
 """
@@ -11,14 +9,21 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from fastdump.elf_header import (
+    ET_CORE,
+    MAGIC,
+    MOST_HEADER,
+    PT_LOAD,
+    PT_NOTE,
+    ElfHeader,
+    Segment,
+)
 from fastdump.errors import CorruptDump
 from fastdump.storage import Storage
 
-ET_CORE = 4
-PT_LOAD, PT_NOTE = 1, 4
 PF_X, PF_W, PF_R = 1, 2, 4
 PN_XNUM = 0xFFFF
 SHT_NOTE = 7
@@ -49,20 +54,6 @@ class Note(NamedTuple):
     name: str
     type: int
     desc: bytes
-
-
-class Segment(NamedTuple):
-    """One PT_LOAD; the fields are named as in the ELF specification."""
-
-    p_flags: int
-    p_offset: int
-    p_vaddr: int
-    p_filesz: int
-    p_memsz: int
-
-    @property
-    def end(self) -> int:
-        return self.p_vaddr + max(self.p_memsz, self.p_filesz)
 
 
 class Thread(NamedTuple):
@@ -98,26 +89,17 @@ class Elf:
     def __init__(self, file: Storage, name: str) -> None:
         self._file, self._name = file, name
         self.lost: list[str] = []
-        ident = file.read(0, 16)
-        if len(ident) < 16 or ident[:4] != b"\x7fELF":
+        raw = file.read(0, MOST_HEADER)
+        if not raw.startswith(MAGIC):
             raise CorruptDump(f"{name} is no ELF file")
-        if ident[4] not in (1, 2) or ident[5] not in (1, 2):
-            raise CorruptDump(f"{name} is a broken ELF file: class {ident[4]}, data {ident[5]}")
-        self._order = "<" if ident[5] == 1 else ">"
-        self.wide = ident[4] == 2
-        layout = "HHIQQQIHHHHHH" if self.wide else "HHIIIIIHHHHHH"
-        header = struct.Struct(self._order + layout)
-        raw = file.read(16, header.size)
-        if len(raw) < header.size:
-            raise CorruptDump(f"{name} is cut off within its ELF header")
-        fields = header.unpack(raw)
-        e_type, self.machine, _, _, e_phoff, self._shoff = fields[:6]
-        e_phentsize, e_phnum, self._shentsize, self._shnum = fields[8:12]
-        if e_type != ET_CORE:
+        try:
+            header = self._header = ElfHeader(raw)
+        except ValueError as error:
+            raise CorruptDump(f"{name} is a broken ELF file: {error}") from None
+        if header.e_type != ET_CORE:
             raise CorruptDump(f"{name} is an ELF file, but no core", "name a core, or a pid")
-        self._phdr = struct.Struct(self._order + ("IIQQQQQQ" if self.wide else "IIIIIIII"))
-        if e_phentsize != self._phdr.size:
-            raise CorruptDump(f"{name} has program headers of {e_phentsize} bytes")
+        self.machine, self.wide, self._order = header.e_machine, header.wide, header.order
+        e_phoff, e_phnum = header.e_phoff, header.e_phnum
         if e_phnum == PN_XNUM:
             e_phnum = self._extended_phnum(e_phoff)
         headers = list(self._program_headers(e_phoff, e_phnum))
@@ -129,32 +111,27 @@ class Elf:
     def _extended_phnum(self, e_phoff: int) -> int:
         """``sh_info`` of section header 0; of a core without its end, where its notes begin."""
         size = 64 if self.wide else 40
-        raw = self._file.read(self._shoff, size) if self._shoff else b""
+        e_shoff = self._header.e_shoff
+        raw = self._file.read(e_shoff, size) if e_shoff else b""
         if len(raw) == size:
             return int(struct.unpack_from(self._order + "I", raw, 44 if self.wide else 28)[0])
-        first = self._file.read(e_phoff, self._phdr.size)
-        if len(first) == self._phdr.size:
-            p_type, segment = self._segment(self._phdr.unpack(first))
+        stride = self._header.phdr_size
+        first = self._file.read(e_phoff, stride)
+        if len(first) == stride:
+            ((p_type, segment),) = self._header.program_headers(first)
             if p_type == PT_NOTE and segment.p_offset > e_phoff:
                 self.lost.append("the section headers are cut off: so are those of segments, maybe")
-                return (segment.p_offset - e_phoff) // self._phdr.size
+                return (segment.p_offset - e_phoff) // stride
         raise CorruptDump(f"{self._name} is cut off, and with it the number of its segments")
 
     def _program_headers(self, e_phoff: int, count: int) -> Iterator[tuple[int, Segment]]:
         if count > _MOST_SEGMENTS:
             raise CorruptDump(f"{self._name} says that it has {count:,} segments")
-        raw = self._file.read(e_phoff, count * self._phdr.size)
-        if len(raw) < count * self._phdr.size:
-            self.lost.append(f"of {count} program headers {len(raw) // self._phdr.size} are there")
-            raw = raw[: len(raw) // self._phdr.size * self._phdr.size]
-        return (self._segment(fields) for fields in self._phdr.iter_unpack(raw))
-
-    def _segment(self, fields: Sequence[int]) -> tuple[int, Segment]:
-        if self.wide:
-            p_type, p_flags, p_offset, p_vaddr, _, p_filesz, p_memsz, _ = fields
-        else:
-            p_type, p_offset, p_vaddr, _, p_filesz, p_memsz, p_flags, _ = fields
-        return p_type, Segment(p_flags, p_offset, p_vaddr, p_filesz, p_memsz)
+        stride = self._header.phdr_size
+        raw = self._file.read(e_phoff, count * stride)
+        if len(raw) < count * stride:
+            self.lost.append(f"of {count} program headers {len(raw) // stride} are there")
+        return self._header.program_headers(raw[: len(raw) // stride * stride])
 
     def _in_order(self, segments: Iterator[Segment]) -> Iterator[Segment]:
         """By address; where two overlap, the one that begins first has the bytes."""
@@ -205,10 +182,11 @@ class Elf:
     def manifest_note(self) -> bytes | None:
         """What ``.note.fastdump`` holds; None without it."""
         size = 64 if self.wide else 40
-        if not self.wide or not 0 < self._shnum <= 16 or self._shentsize != size:
+        header = self._header
+        if not self.wide or not 0 < header.e_shnum <= 16 or header.e_shentsize != size:
             return None
-        raw = self._file.read(self._shoff, self._shnum * size)
-        if len(raw) < self._shnum * size:
+        raw = self._file.read(header.e_shoff, header.e_shnum * size)
+        if len(raw) < header.e_shnum * size:
             self.lost.append("the section headers are cut off, and with them a manifest, maybe")
         for section in struct.iter_unpack(self._order + "IIQQQQIIQQ", raw[: len(raw) // 64 * 64]):
             if section[1] == SHT_NOTE:

@@ -23,7 +23,6 @@ from fastdump._native import BLOCK_SIZE, PAGE_SIZE, Copier, Slice
 from fastdump.elf import (
     EM_AARCH64,
     EM_X86_64,
-    ET_CORE,
     NOTE_OWNER,
     NT_AUXV,
     NT_FASTDUMP_MANIFEST,
@@ -37,11 +36,9 @@ from fastdump.elf import (
     PF_X,
     PN_XNUM,
     PRPSINFO,
-    PT_LOAD,
-    PT_NOTE,
     SHT_NOTE,
-    Segment,
 )
+from fastdump.elf_header import ET_CORE, PT_LOAD, PT_NOTE, Segment
 from fastdump.errors import UsageError
 from fastdump.output import Output, PartFile
 from fastdump.process import LiveProcess

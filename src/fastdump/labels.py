@@ -13,9 +13,18 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from fastdump._native import PAGE_SIZE
+from fastdump.elf_header import (
+    ET_DYN,
+    ET_EXEC,
+    MAGIC,
+    MOST_HEADER,
+    PT_LOAD,
+    ElfHeader,
+    Segment,
+)
 from fastdump.process import LiveProcess
 from fastdump.region import Range, Region
 
@@ -48,19 +57,10 @@ class Label(NamedTuple):
     lost: bool = False
 
 
-class _LoadSegment(NamedTuple):
-    """A PT_LOAD program header, fields as in the ELF specification."""
-
-    p_offset: int
-    p_vaddr: int
-    p_filesz: int
-    p_memsz: int
-
-
 class _Module(NamedTuple):
     """An ELF file that can be loaded: ET_EXEC or ET_DYN."""
 
-    loads: tuple[_LoadSegment, ...]
+    loads: tuple[Segment, ...]
     executable: bool
     lost: bool
 
@@ -232,39 +232,25 @@ def _inspect(
         return _Module(loads, is_executable, lost=found.st_nlink == 0)
 
 
-def _load_segments(file: BinaryIO, size: int) -> tuple[_LoadSegment, ...]:
-    """The PT_LOADs of an ELF file, by pyelftools' structures.
-
-    Not by its ELFFile, which reads section headers too: they are not mapped, cost a seek
-    to the end of each file, and are one more thing that may be broken.
-    """
-    ident = file.read(16)
-    if ident[:4] != b"\x7fELF":
+def _load_segments(file: BinaryIO, size: int) -> tuple[Segment, ...]:
+    """The PT_LOADs of an ELF file."""
+    raw = file.read(MOST_HEADER)
+    if not raw.startswith(MAGIC):
         raise _NotAModule
-    # 35 ms to import, and a target without a single ELF file is rare but possible.
-    from elftools.common.utils import struct_parse
-    from elftools.elf.structs import ELFStructs
-
     try:
-        structs: Any = ELFStructs(little_endian=ident[5] == 1, elfclass=64 if ident[4] == 2 else 32)
-        structs.create_basic_structs()
-        structs.create_advanced_structs()
-        header = struct_parse(structs.Elf_Ehdr, file, 0)
-        if header.e_type not in ("ET_EXEC", "ET_DYN"):
-            raise _NotAModule(f"ELF file of type {header.e_type}")
-        count, stride = header.e_phnum, structs.Elf_Phdr.sizeof()
-        if count > _MAX_PROGRAM_HEADERS or header.e_phoff + count * stride > size:
-            raise _NotAModule("broken ELF file: program headers out of bounds")
-        structs.create_advanced_structs(header.e_type, header.e_machine)
-        loads = []
-        for index in range(count):
-            segment = struct_parse(structs.Elf_Phdr, file, header.e_phoff + index * stride)
-            if segment.p_type == "PT_LOAD":
-                loads.append(_LoadSegment(*(segment[name] for name in _LoadSegment._fields)))
-    except _NotAModule:
-        raise
-    except Exception as error:  # untrusted bytes in a foreign parser: no file may fail a dump
-        raise _NotAModule(f"broken ELF file: {type(error).__name__}") from None
+        header = ElfHeader(raw)
+    except ValueError as error:
+        raise _NotAModule(f"broken ELF file: {error}") from None
+    if header.e_type not in (ET_EXEC, ET_DYN):
+        raise _NotAModule(f"ELF file of type {header.e_type}")
+    length = header.e_phnum * header.phdr_size
+    if header.e_phnum > _MAX_PROGRAM_HEADERS or header.e_phoff + length > size:
+        raise _NotAModule("broken ELF file: program headers out of bounds")
+    file.seek(header.e_phoff)
+    raw = file.read(length)
+    if len(raw) < length:  # it shrinks meanwhile
+        raise _NotAModule("broken ELF file: program headers cut off")
+    loads = [segment for p_type, segment in header.program_headers(raw) if p_type == PT_LOAD]
     if not loads:
         raise _NotAModule("ELF file without a PT_LOAD")
     return tuple(loads)
