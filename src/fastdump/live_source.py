@@ -49,6 +49,7 @@ class LiveSource(Source):
         """Of everything that can be read."""
         if self._survey is None:
             self._survey = Survey(self.process, Preset.ALL)
+            _ = self._survey.residency  # that of this moment
             self._starts = [region.start for region in self._survey.regions]
         return self._survey
 

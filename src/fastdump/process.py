@@ -259,6 +259,12 @@ class LiveProcess:
         status = self.status()
         return Growth(*(_bytes(status, key) for key in ("VmRSS", "VmPTE", "VmSwap")))
 
+    @property
+    def is_swapped(self) -> bool:
+        """Whether any of its private memory is swapped out, but for some pages a CPU: VmSwap."""
+        with self._or_gone():
+            return _bytes(_status(self._proc), "VmSwap") > 0
+
     # Regions
 
     def regions(self) -> list[Region]:

@@ -356,6 +356,10 @@ class _Copy(LiveProcess):
     def growth(self) -> Growth:
         return self._target.growth()
 
+    @property
+    def is_swapped(self) -> bool:
+        return super().is_swapped or self._target.is_swapped
+
     def regions(self) -> list[Region]:
         return list(self._regions)
 

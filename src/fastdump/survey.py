@@ -7,12 +7,13 @@ the target.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastdump import _native
-from fastdump._native import Copier, Gap, Slice, Tally
+from fastdump._native import Copier, Gap, Residency, Slice, Tally
 from fastdump.headroom import headroom
 from fastdump.labels import Kind, Label, label_regions
 from fastdump.process import LiveProcess
@@ -36,7 +37,7 @@ class Survey:
     """What is to be read of *process*, and how.
 
     Attributes:
-        regions, labels, choices, residency: One of each a region, in address order.
+        regions, labels, choices: One of each a region, in address order.
         slices: What is selected of each region; offsets are those in the region.
         swapped: Bytes of the selection that are swapped out.
         read_swapped: Whether they are read.
@@ -68,7 +69,6 @@ class Survey:
         self.regions = process.regions()
         self.labels = label_regions(process, self.regions)
         self.choices = select(self.regions, self.labels, preset, rules, with_libraries)
-        self.residency = process.residency(self.regions)
         self.tally = Tally()
         self.gaps: list[Gap] = []
         self.to_copy = 0
@@ -78,13 +78,14 @@ class Survey:
             for region, label, choice in zip(self.regions, self.labels, self.choices, strict=True)
         ]
         self.swapped = sum(
-            r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
-        )
-        self.swapped += sum(
             _native.swapped_of_file(file, region.offset, region.length)
             for region, choice, file in zip(self.regions, self.choices, files, strict=True)
             if file is not None and file >= 0 and choice.part is Part.WHOLE
         )
+        if process.is_swapped:  # else the page tables, 4 ms a GiB, need not be asked
+            self.swapped += sum(
+                r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
+            )
         self.headroom = headroom(process.tid) if self.swapped else None
         self.read_swapped = bool(swap)
         if swap is None:
@@ -124,6 +125,11 @@ class Survey:
             self._files[region.file_key] = fd
         fd = self._files[region.file_key]
         return fd if fd >= 0 else None
+
+    @functools.cached_property
+    def residency(self) -> list[Residency]:
+        """What the page tables hold of each region when it is first asked for."""
+        return self.process.residency(self.regions)
 
     @property
     def present(self) -> int:

@@ -94,10 +94,8 @@ def command(
             process, preset, rules_of(ctx, include, exclude), with_libraries=with_libraries
         )
         survey.close()
-    rows = [
-        Row(*row)
-        for row in zip(survey.regions, survey.labels, survey.residency, survey.choices, strict=True)
-    ]
+        of_each = survey.regions, survey.labels, survey.residency, survey.choices
+        rows = [Row(*row) for row in zip(*of_each, strict=True)]
     rows.sort(key=_SORTS[sort], reverse=reverse)
     totals = _totals(rows)
     if as_json:
