@@ -157,10 +157,12 @@ void fastdump_keep_freed(int32_t most);
 /* syncfs(2) of the file system that fd is on. Returns 0 or -errno. */
 int64_t fastdump_syncfs(int32_t fd);
 
+/* Whether a file is one of shared memory: tmpfs, memfd, shared anonymous. */
+int32_t fastdump_is_shared_memory(int32_t fd);
+
 /*
- * How many bytes of [offset, offset + length) of a file of shared memory (tmpfs, memfd,
- * shared anonymous) are swapped out: no page table tells. 0 for other files, and before
- * cachestat(2) (Linux 6.5).
+ * How many bytes of [offset, offset + length) of a file of shared memory are swapped out: no page
+ * table tells. 0 for other files, and before cachestat(2) (Linux 6.5).
  */
 int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, uint64_t page_size);
 

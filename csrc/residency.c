@@ -207,12 +207,15 @@ struct cachestat {
 #define SYS_CACHESTAT 451
 #define SHARED_MEMORY_MAGIC 0x01021994 /* TMPFS_MAGIC */
 
-int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, uint64_t page_size) {
+int32_t fastdump_is_shared_memory(int32_t fd) {
     struct statfs fs;
+    return fstatfs(fd, &fs) == 0 && fs.f_type == SHARED_MEMORY_MAGIC;
+}
+
+int64_t fastdump_swapped_of_file(int32_t fd, uint64_t offset, uint64_t length, uint64_t page_size) {
     struct cachestat_range range = {offset, length};
     struct cachestat found;
-    if (fstatfs(fd, &fs) < 0 || fs.f_type != SHARED_MEMORY_MAGIC ||
-        syscall(SYS_CACHESTAT, fd, &range, &found, 0) < 0)
+    if (!fastdump_is_shared_memory(fd) || syscall(SYS_CACHESTAT, fd, &range, &found, 0) < 0)
         return 0;
     return (int64_t)(found.nr_evicted * page_size); /* of shared memory: to swap */
 }

@@ -7,6 +7,7 @@ import itertools
 import mmap
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -257,6 +258,14 @@ def test_a_full_device_is_an_output_error(awkward: targets.Target) -> None:
         with pytest.raises(_native.OutputError) as error:
             copier.write([Slice(truth["start"], PAGE_SIZE, 0)], full.fileno(), PAGE_SIZE)
     assert error.value.errno == 28
+
+
+def test_shared_memory_is_what_stat_calls_tmpfs(tmp_path: Path) -> None:
+    for path in (tmp_path, "/dev/shm", "/proc"):
+        kind = subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, check=True)
+        fd = os.open(path, os.O_RDONLY)
+        assert _native.is_shared_memory(fd) == (kind.stdout == b"tmpfs\n")
+        os.close(fd)
 
 
 @settings(deadline=None)

@@ -347,12 +347,19 @@ def sparse(path: Path, size: int, parts: dict[int, bytes]) -> Path:
     return path
 
 
-def test_a_file_with_holes(tmp_path: Path, rng: random.Random) -> None:
+@pytest.mark.parametrize("in_memory", [False, True], ids=["disk", "tmpfs"])
+def test_a_file_with_holes(in_memory: bool, tmp_path: Path, rng: random.Random) -> None:
     size = 64 << 20
     parts = {rng.randrange(0, size - 10_000): tokens(rng, 60) for _ in range(30)}
     parts |= {0: b"the first", size - 8: b"the last"}
-    path = sparse(tmp_path / "sparse", size, parts)
-    same(lines_of("-t", "x", path), gnu("-t", "x", path))
+    fd = os.memfd_create("sparse")
+    path = Path(f"/proc/{os.getpid()}/fd/{fd}") if in_memory else tmp_path / "sparse"
+    try:
+        same(lines_of("-t", "x", sparse(path, size, parts)), gnu("-t", "x", path))
+        whole = sparse(path, PAGE + 8, {0: tokens(rng, PAGE), PAGE: b"the last"})
+        same(lines_of("-t", "x", whole), gnu("-t", "x", path))
+    finally:
+        os.close(fd)
 
 
 def test_large_holes_are_not_read(tmp_path: Path, rng: random.Random) -> None:

@@ -386,6 +386,11 @@ def keep_freed(most: int) -> None:
     lib.fastdump_keep_freed(most)
 
 
+def is_shared_memory(fd: int) -> bool:
+    """Whether a file is one of shared memory, such as those of tmpfs."""
+    return bool(lib.fastdump_is_shared_memory(fd))
+
+
 def swapped_of_file(fd: int, offset: int, length: int) -> int:
     """Bytes of a part of a shared memory file that are swapped out; 0 for other files."""
     return _check(lib.fastdump_swapped_of_file(fd, offset, length, PAGE_SIZE))
