@@ -7,6 +7,8 @@
  *   block     64 bytes in registers; load() reads them
  *   printable(), zeros(), below()
  *             64 bits, one a byte: printable characters; zero bytes; less than a signed limit
+ *   printable_zero()
+ *             the same, of what is printable in one block and zero in another
  *   emit()    the positions of the bits of a word, into an array, in groups that divide 64
  *
  * and may bring two more:
@@ -83,22 +85,10 @@ INLINE void find_utf8(row *rows, uint64_t *restrict units, const unsigned char *
                    behind(whole4 + i, 3);
 }
 
-/* A bit at the last byte of each unit; rows are what is remembered from strip to strip. */
-INLINE void find_units(row *rows, uint64_t *restrict units, const unsigned char *data, int blocks,
-                       uint64_t valid, int encoding, bool whitespace) {
+/* Characters of 2 or 4 bytes; rows are what is remembered from strip to strip. */
+INLINE void find_wide(row *rows, uint64_t *restrict units, const unsigned char *data, int blocks,
+                      uint64_t valid, int encoding, bool whitespace) {
     uint64_t *plain = rows[0], *zero = rows[1];
-    switch (encoding) {
-    case FASTDUMP_7BIT:
-    case FASTDUMP_8BIT:
-#pragma GCC unroll 8
-        for (int i = 1; i <= blocks; i++) {
-            units[i] = printable(load(data + (i - 1) * 64), encoding, whitespace) & valid;
-        }
-        return;
-    case FASTDUMP_UTF8:
-        find_utf8(rows, units, data, blocks, valid, whitespace);
-        return;
-    }
 #pragma GCC unroll 8
     for (int i = 1; i <= blocks; i++) {
         block b = load(data + (i - 1) * 64);
@@ -120,6 +110,46 @@ INLINE void find_units(row *rows, uint64_t *restrict units, const unsigned char 
             units[i] = plain[i] & behind(zero + i, 1) & behind(zero + i, 2) & behind(zero + i, 3);
             break;
         }
+}
+
+/* The same of a whole strip of UTF-16: but for the first, the byte before each is in memory. */
+INLINE void find_utf16(row *rows, uint64_t *restrict units, const unsigned char *data, int encoding,
+                       bool whitespace) {
+    find_wide(rows, units, data, 1, ~0ull, encoding, whitespace);
+    const unsigned char *last = data + STRIP - 64;
+#pragma GCC unroll 8
+    for (int i = 2; i <= BLOCKS; i++) {
+        block b = load(data + (i - 1) * 64), before = load(data + (i - 1) * 64 - 1);
+        units[i] = encoding == FASTDUMP_UTF16LE ? printable_zero(before, b, whitespace)
+                                                : printable_zero(b, before, whitespace);
+    }
+    rows[0][BLOCKS] = printable(load(last), encoding, whitespace);
+    rows[1][BLOCKS] = zeros(load(last));
+}
+
+/* A bit at the last byte of each unit. */
+INLINE void find_units(row *rows, uint64_t *restrict units, const unsigned char *data, int blocks,
+                       uint64_t valid, int encoding, bool whitespace) {
+    switch (encoding) {
+    case FASTDUMP_7BIT:
+    case FASTDUMP_8BIT:
+#pragma GCC unroll 8
+        for (int i = 1; i <= blocks; i++) {
+            units[i] = printable(load(data + (i - 1) * 64), encoding, whitespace) & valid;
+        }
+        break;
+    case FASTDUMP_UTF8:
+        find_utf8(rows, units, data, blocks, valid, whitespace);
+        break;
+    case FASTDUMP_UTF16LE:
+    case FASTDUMP_UTF16BE:
+        if (blocks == BLOCKS) {
+            find_utf16(rows, units, data, encoding, whitespace);
+            break;
+        } /* fall through */
+    default:
+        find_wide(rows, units, data, blocks, valid, encoding, whitespace);
+    }
 }
 
 INLINE void both_ended(const uint64_t *restrict row, uint64_t *restrict row_ret, int blocks,
@@ -153,16 +183,42 @@ INLINE uint64_t edges_of_words(struct fastdump_finder *finder, uint64_t *restric
 #define edges_of_row(finder, units, found_ret) edges_of_words(finder, units, BLOCKS, found_ret)
 #endif
 
+/*
+ * Wide characters are rare. If no word has two units one behind the other, no run has three, but
+ * for one that began in the row before, which ends in the first word.
+ */
+INLINE bool is_quiet(const struct fastdump_finder *finder, const uint64_t *units) {
+    uint64_t pairs = 0;
+    for (int i = 1; i <= BLOCKS; i++)
+        pairs |= units[i] & units[i] >> finder->width;
+    return finder->filter > 2 && !pairs;
+}
+
+/* edges_of_row() of such a row. */
+INLINE uint64_t edges_of_quiet_row(struct fastdump_finder *finder, uint64_t *units,
+                                   uint64_t *found_ret) {
+    memset(found_ret, 0, BLOCKS * sizeof *found_ret);
+    uint64_t any = edges_of_words(finder, units, 1, found_ret);
+    memset(finder->carried, 0, sizeof finder->carried);
+    finder->carried[0] = units[BLOCKS];
+    finder->carried[1] = units[BLOCKS] & behind(units + BLOCKS, finder->width);
+    finder->runs = 0;
+    return any;
+}
+
 INLINE uint64_t find_edges(struct fastdump_finder *finder, const unsigned char *data, int blocks,
                            uint64_t valid, int encoding, bool whitespace,
                            uint64_t *restrict found_ret) {
-    const int history = encoding == FASTDUMP_UTF8 ? 8 : encoding <= FASTDUMP_8BIT ? 0 : 2;
+    const bool wide = encoding > FASTDUMP_8BIT && encoding != FASTDUMP_UTF8;
+    const int history = encoding == FASTDUMP_UTF8 ? 8 : wide ? 2 : 0;
     row rows[8], units;
     for (int i = 0; i < history; i++)
         rows[i][0] = finder->history[i];
     find_units(rows, units, data, blocks, valid, encoding, whitespace);
     for (int i = 0; i < history; i++)
         finder->history[i] = rows[i][blocks];
+    if (blocks == BLOCKS && wide && is_quiet(finder, units))
+        return edges_of_quiet_row(finder, units, found_ret);
     if (blocks == BLOCKS)
         return edges_of_row(finder, units, found_ret);
     return edges_of_words(finder, units, blocks, found_ret);

@@ -52,6 +52,14 @@ HELPER uint64_t printable(block b, int encoding, bool whitespace) {
                 printable_half(b.high, encoding, whitespace));
 }
 
+HELPER uint64_t printable_zero(block text, block zero, bool whitespace) {
+    __m256i none = _mm256_setzero_si256();
+    return bits(_mm256_and_si256(printable_half(text.low, FASTDUMP_UTF16LE, whitespace),
+                                 _mm256_cmpeq_epi8(zero.low, none)),
+                _mm256_and_si256(printable_half(text.high, FASTDUMP_UTF16LE, whitespace),
+                                 _mm256_cmpeq_epi8(zero.high, none)));
+}
+
 HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     uint32_t count = (uint32_t)_mm_popcnt_u64(word);
     for (uint32_t done = 0; done < count; done += 8)

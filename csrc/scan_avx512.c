@@ -34,6 +34,10 @@ HELPER uint64_t printable(block b, int encoding, bool whitespace) {
     return ~_mm512_mask_cmpge_epu8_mask(other, from_space, _mm512_set1_epi8(0x5f));
 }
 
+HELPER uint64_t printable_zero(block text, block zero, bool whitespace) {
+    return printable(text, FASTDUMP_UTF16LE, whitespace) & zeros(zero);
+}
+
 /* 8 words at a time. */
 HELPER uint32_t non_zero_512(uint32_t *which_ret, const uint64_t *words, uint32_t count) {
     __m256i which = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

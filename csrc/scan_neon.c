@@ -1,8 +1,7 @@
 /* Finds strings with NEON, which every aarch64 CPU has: load and classify only. */
 #if defined(__aarch64__)
+#include "scan.h"
 #include <arm_neon.h>
-#include <stdbool.h>
-#include <stdint.h>
 
 #define TARGET
 #define FIND fastdump_find_neon
@@ -54,6 +53,14 @@ HELPER uint64_t printable(block b, int encoding, bool whitespace) {
                 printable_quarter(b.val[1], encoding, whitespace),
                 printable_quarter(b.val[2], encoding, whitespace),
                 printable_quarter(b.val[3], encoding, whitespace));
+}
+
+HELPER uint64_t printable_zero(block text, block zero, bool whitespace) {
+    uint8x16_t yes[4];
+    for (int i = 0; i < 4; i++)
+        yes[i] = vandq_u8(printable_quarter(text.val[i], FASTDUMP_UTF16LE, whitespace),
+                          vceqzq_u8(zero.val[i]));
+    return bits(yes[0], yes[1], yes[2], yes[3]);
 }
 
 HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
