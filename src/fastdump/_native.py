@@ -260,11 +260,7 @@ def aligned_buffer(size: int) -> Buffer:
 
     Physically contiguous, it uses the L2 cache evenly: reads run 5% faster (measured).
     """
-    length = -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
-    # Private: for shared memory, mmap's default, huge pages are mostly off (shmem_enabled).
-    area = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # EINVAL: a kernel without huge pages
-        area.madvise(mmap.MADV_HUGEPAGE)
+    area = zeroed(-(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE)
     start = int(ffi.cast("uintptr_t", ffi.from_buffer(area)))
     skip = -start % _HUGE_PAGE
     return Buffer(memoryview(area)[skip : skip + size], start + skip)
