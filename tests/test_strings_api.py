@@ -8,6 +8,8 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import pytest
 import fastdump
 import targets
 import test_faults
-from fastdump._strings import ENCODING_NAMES
+from fastdump._strings import ENCODING_NAMES, Form, Query, Scanner
 from fastdump.errors import NotPermitted, SourceGone, UsageError
 from fastdump.matches import opened
 from fastdump.selection import Preset, Rule
-from fastdump.string_search import WHOLE_MOST
+from fastdump.sources import attach
+from fastdump.string_search import WHOLE_MOST, search
+from fastdump.survey import Survey
 from test_strings import (
     PAGE,
     PIECE,
@@ -118,6 +122,26 @@ def test_strings_of_a_process(stopped: targets.Target) -> None:
     records = records_of(pid, "--exclude", "????", "--include", "heap")
     check_matches(pid, records, rules=rules)
     assert {record["label"] for record in records} == {"heap"}
+
+
+def test_page_tables_looked_at_before_or_on_the_way(
+    stopped: targets.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense target is searched without a first look at what it holds; this one is made one."""
+    known = []
+    for dense in (False, True):
+        monkeypatch.setattr(Survey, "is_dense", dense)
+        for encoding in "slB":
+            lines: list[bytes] = []
+            scanners = [Scanner(Query(encodings=(encoding,)), Form(16)) for _ in range(2)]
+            with attach(stopped.pid) as source, closing(source.place(with_libraries=True)) as place:
+                report = search(
+                    place, scanners, lambda found, to=lines: to.append(bytes(found.lines))
+                )
+            tally = replace(report.tally, read_ns=0)
+            known.append((b"".join(lines), report.gaps, tally))
+    assert known[:3] == known[3:]
+    assert all(lines and gaps for lines, gaps, _ in known[:1])
 
 
 def test_an_open_place(stopped: targets.Target) -> None:

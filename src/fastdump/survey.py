@@ -82,7 +82,7 @@ class Survey:
             for region, choice, file in zip(self.regions, self.choices, files, strict=True)
             if file is not None and file >= 0 and choice.part is Part.WHOLE
         )
-        if process.is_swapped:  # else the page tables, 4 ms a GiB, need not be asked
+        if process.is_swapped:  # else the page tables need not be asked
             self.swapped += sum(
                 r.swapped for r, c in zip(self.residency, self.choices, strict=True) if c.included
             )
@@ -137,6 +137,12 @@ class Survey:
         return sum(
             r.present for r, c in zip(self.residency, self.choices, strict=True) if c.included
         )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether next to all of the selection is in RAM, as VmRSS alone tells at once."""
+        others = sum(r.length for r in self.regions if r.end < 1 << 63) - self.selected
+        return self.process.growth().rss - others > self.selected // 8 * 7
 
     def runs(self) -> list[list[Slice]]:
         """The slices that hold data, for each region, in address order.
