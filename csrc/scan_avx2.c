@@ -62,13 +62,33 @@ HELPER uint64_t printable_zero(block text, block zero, bool whitespace) {
 
 HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     uint32_t count = (uint32_t)_mm_popcnt_u64(word);
-    for (uint32_t done = 0; done < count; done += 8)
-        for (int i = 0; i < 8; i++) { /* some too many, but without a branch for each */
+    for (uint32_t done = 0; done < count; done += 4)
+        for (int i = 0; i < 4; i++) { /* some too many, but without a branch for each */
             to[done + (uint32_t)i] = base + (uint32_t)_tzcnt_u64(word);
             word = _blsr_u64(word);
         }
     return count;
 }
+
+/* 4 words at a time: of each 4 bits the indexes, one a byte. */
+HELPER uint32_t non_zero_256(uint32_t *which_ret, const uint64_t *words, uint32_t count) {
+    static const uint32_t indexes[16] = {
+        0,    0x00,   0x01,   0x0100,   0x02,   0x0200,   0x0201,   0x020100,
+        0x03, 0x0300, 0x0301, 0x030100, 0x0302, 0x030200, 0x030201, 0x03020100,
+    };
+    uint32_t some = 0;
+    for (uint32_t i = 0; i < count; i += 4) {
+        __m256i four = _mm256_loadu_si256((const __m256i *)(words + i));
+        __m256i none = _mm256_cmpeq_epi64(four, _mm256_setzero_si256());
+        uint32_t mask = 15 ^ (uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(none));
+        __m128i which = _mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)indexes[mask]));
+        _mm_storeu_si128((__m128i *)(which_ret + some),
+                         _mm_add_epi32(which, _mm_set1_epi32((int)i)));
+        some += (uint32_t)_mm_popcnt_u32(mask);
+    }
+    return some;
+}
+#define non_zero non_zero_256
 
 /* Words shifted together with those before them; *before has the last of those lowest. */
 HELPER __m256i behind_256(__m256i words, __m256i *before, __m128i count, __m128i rest) {
