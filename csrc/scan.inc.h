@@ -194,14 +194,16 @@ INLINE bool is_quiet(const struct fastdump_finder *finder, const uint64_t *units
     return finder->filter > 2 && !pairs;
 }
 
-/* edges_of_row() of such a row. */
+/*
+ * edges_of_row() of such a row. A pair that ends in the last word ends in its first bits, which no
+ * shift carries on.
+ */
 INLINE uint64_t edges_of_quiet_row(struct fastdump_finder *finder, uint64_t *units,
                                    uint64_t *found_ret) {
     memset(found_ret, 0, BLOCKS * sizeof *found_ret);
     uint64_t any = edges_of_words(finder, units, 1, found_ret);
     memset(finder->carried, 0, sizeof finder->carried);
     finder->carried[0] = units[BLOCKS];
-    finder->carried[1] = units[BLOCKS] & behind(units + BLOCKS, finder->width);
     finder->runs = 0;
     return any;
 }
