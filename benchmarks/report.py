@@ -23,7 +23,7 @@ PLOTS = HERE / "plots"
 PAGES = (HERE / "README.md", HERE.parent / "README.md", *(HERE.parent / "docs").glob("*.md"))
 BLOCK = re.compile(r"(<!-- record: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-BUSY = 0.5  # load a CPU when a record begins
+BUSY = 0.1  # of the CPUs, before the rows of a record are run
 
 Record = dict[str, Any]
 
@@ -48,7 +48,13 @@ def last_record() -> Record:
 
 
 def merged(old: Record, new: Record) -> Record:
-    """The new record, and of the old one the rows that were not run again."""
+    """The new record, and of the old one the rows that were not run again, if it is of the same
+    machine.
+    """
+    load = max(old["machine"]["load"], new["machine"]["load"])
+    if old["machine"] | {"load": load} != new["machine"] | {"load": load}:
+        return new
+    new["machine"]["load"] = load
     for key in ("timings", "checks"):
         new[key] = [one for one in old[key] if one["row"] not in new["runs"]] + new[key]
     kept = [line for line in old["failures"] if line.partition(":")[0] not in new["runs"]]
@@ -117,8 +123,8 @@ def conditions(record: Record) -> str:
     usual, *others = sorted(by_way, key=lambda way: -len(by_way[way]))
     ways = "; ".join([usual, *(f"{', '.join(by_way[way])}: {way}" for way in others)])
     load, cores = record["machine"]["load"], record["machine"]["cores"]
-    busy = f" **The machine did other work: a load of {load}.**" if load > BUSY * cores else ""
-    return f"Targets of {ways}.{busy}"
+    others_work = f" **The machine did other work: it kept {load} CPUs busy.**"
+    return f"Targets of {ways}.{others_work if load > BUSY * cores else ''}"
 
 
 def machine(record: Record) -> str:

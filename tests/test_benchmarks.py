@@ -146,7 +146,9 @@ def test_rows_that_are_run_again_replace_their_figures(
 ) -> None:
     slow = Result(checks=[Check("null", "new", 1.0, at_least=2)])
     _, new = main(monkeypatch, tmp_path, lambda bench: slow, "null")
-    both = report.merged(record, new)
+    assert report.merged(record | {"machine": new["machine"] | {"cpu": "another"}}, new) is new
+    both = report.merged(record | {"machine": new["machine"] | {"load": 2.0}}, new)
+    assert both["machine"]["load"] == 2.0
     assert [c["what"] for c in both["checks"] if c["row"] == "null"] == ["new"]
     assert {c["row"] for c in both["checks"]} == {c["row"] for c in record["checks"]} | {"null"}
     assert both["runs"].keys() == record["runs"].keys()
