@@ -19,22 +19,6 @@
 #define STRIP_BLOCKS 64
 #define STRIP (64 * STRIP_BLOCKS)
 
-void fastdump_near_scalar(const struct fastdump_range *windows, const uint64_t *words,
-                          uint64_t count, uint64_t *near_ret) {
-    const struct fastdump_near near = fastdump_near(windows);
-    for (uint64_t at = 0; at < count; at += 64) {
-        uint64_t left = count - at < 64 ? count - at : 64, found = 0;
-        for (uint64_t i = 0; i < left; i++) {
-            uint32_t half = (uint32_t)(words[at + i] >> 32);
-            found |= (uint64_t)((half - near.first[0] <= near.more[0]) |
-                                (half - near.first[1] <= near.more[1]) |
-                                (half - near.first[2] <= near.more[2]))
-                     << i;
-        }
-        near_ret[at / 64] = found;
-    }
-}
-
 /* --- where a word lies ------------------------------------------------------------------ */
 
 /* The chunk whose user has the word at an address: see fastdump_segment. */
