@@ -14,11 +14,6 @@
 #define VECTORISED
 #endif
 
-/* --- filters ---------------------------------------------------------------------------- */
-
-#define STRIP_BLOCKS 64
-#define STRIP (64 * STRIP_BLOCKS)
-
 /* --- where a word lies ------------------------------------------------------------------ */
 
 /* The chunk whose user has the word at an address: see fastdump_segment. */
@@ -187,6 +182,11 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
     words->cells[last].pages[class]++;
     words->pages[class]++;
 }
+
+/* --- blocks ----------------------------------------------------------------------------- */
+
+#define STRIP_BLOCKS 64
+#define STRIP (64 * STRIP_BLOCKS) /* words that are looked at while they are in the L1 cache */
 
 /* The words of a strip, the first of which has index first, that lie in the windows; how many. */
 static inline uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip,
