@@ -7,6 +7,11 @@
  * exec it reads the new program. So it serves readable, resident pages only, whatever it
  * refuses is asked of /proc/PID/mem, and fastdump_alive() tells an exec before the bytes are
  * used. See proc(5), process_vm_readv(2).
+ *
+ * And process_vm_readv pins pages: since Linux 5.19 an anonymous page that processes share by
+ * fork(2), or that KSM has merged, becomes two pages then, though it is only read
+ * (gup_must_unshare() in mm/internal.h). So what is shared is read through /proc/PID/mem too, which
+ * does not pin: else a dump of a copy by fork would take as much memory as the target has.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,9 +31,34 @@ int64_t fastdump_alive(const struct fastdump_target *target) {
     return pread(target->mem, &byte, 1, (off_t)0x7ffffffffffff000) != 0;
 }
 
+#define PM_EXCLUSIVE (1ull << 56) /* mapped once */
+#define PM_FILE (1ull << 61)      /* of a file, or shared memory */
+#define PM_PRESENT (1ull << 63)
+#define PM_BATCH 256
+
+/* Whether a page of a range may be one that another process has too; see pagemap.rst. */
+static bool is_shared(const struct fastdump_target *target, uint64_t address, uint64_t length) {
+    uint64_t first = address / target->page_size;
+    uint64_t count = (address + length - 1) / target->page_size - first + 1, entries[PM_BATCH];
+    if (target->origin) /* a copy by fork */
+        return true;
+    for (uint64_t some; count > 0; first += some, count -= some) {
+        some = count < PM_BATCH ? count : PM_BATCH;
+        ssize_t size = (ssize_t)(some * sizeof *entries);
+        if (pread(target->pagemap, entries, (size_t)size, (off_t)(first * sizeof *entries)) != size)
+            return true;
+        uint64_t shared = 0;
+        for (uint64_t i = 0; i < some; i++)
+            shared |= (entries[i] & (PM_PRESENT | PM_FILE | PM_EXCLUSIVE)) == PM_PRESENT;
+        if (shared)
+            return true;
+    }
+    return false;
+}
+
 int64_t fastdump_read(const struct fastdump_target *target, uint64_t address, uint64_t length,
                       uint32_t flags, void *buffer_ret) {
-    if (!(flags & FASTDUMP_MEM_ONLY)) {
+    if (!(flags & FASTDUMP_MEM_ONLY) && !is_shared(target, address, length)) {
         struct iovec local = {buffer_ret, length};
         struct iovec remote = {(void *)(uintptr_t)address, length};
         ssize_t got = process_vm_readv(target->pid, &local, 1, &remote, 1, 0);

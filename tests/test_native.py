@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import mmap
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from fastdump._native import MEM_ONLY, PAGE_SIZE, SWAPPED, Copier, MemoryGone, S
 from fastdump.labels import Kind, label_regions
 from fastdump.process import LiveProcess
 from fastdump.region import Range
+from fastdump.snapshot import Snapshot
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 MADV_GUARD_INSTALL = 102
@@ -288,3 +291,47 @@ def test_a_hole_in_one_huge_buffer_is_out_of_bounds(awkward: targets.Target) -> 
             copier.fill([Slice(start, 2 * PAGE_SIZE, 0)])
         with pytest.raises(OSError, match="Invalid argument"):
             copier._copy([Slice(start, PAGE_SIZE, 2**64 - PAGE_SIZE)], 0, -2, 0)
+
+
+# --- what processes share by fork ----------------------------------------------------------
+
+_SHARING = """
+import mmap, os, sys
+area = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE)
+area.write(os.urandom(len(area)))
+child = os.fork()
+if not child:
+    os.read(0, 1)
+    os._exit(0)
+print(child, flush=True)
+os.read(0, 1)
+"""
+
+
+def private_bytes(pid: int) -> int:
+    """What a process has for itself alone."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(
+        int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Private_")
+    )
+
+
+@pytest.mark.parametrize("kind", ["child", "copy", "origin"])
+def test_reading_what_is_shared_by_fork_does_not_copy_it(kind: str) -> None:
+    """Pinned, as by process_vm_readv, each of these pages would become two."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SHARING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        with LiveProcess(child) as process, contextlib.ExitStack() as stack:
+            if kind != "child":
+                copy = stack.enter_context(Snapshot(process, "fork!")).process
+                process = copy if kind == "copy" else process
+            before = private_bytes(process.tid)
+            regions = [r for r in process.regions() if r.readable and not r.has_file]
+            copier = Copier(process.memory)
+            copier.discard([Slice(r.start, r.length, 0) for r in regions])
+            assert copier.tally.read > 32 << 20
+            assert private_bytes(process.tid) - before < 1 << 20
+        parent.communicate("")
