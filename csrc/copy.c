@@ -601,22 +601,24 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
     return fastdump_alive(main) ? 1 : -ESRCH;
 }
 
+static int64_t copy_from(struct copy copy, const struct fastdump_target *target,
+                         const struct fastdump_slice *slices, uint64_t count, uint64_t gap_capacity,
+                         struct fastdump_cursor *cursor, struct fastdump_gap *gaps,
+                         struct fastdump_tally *tally) {
+    copy.target = target;
+    copy.cursor = cursor;
+    copy.gaps = gaps;
+    copy.gap_capacity = gap_capacity;
+    copy.tally = tally;
+    return copy_slices(&copy, slices, count);
+}
+
 int64_t fastdump_copy(const struct fastdump_target *target, const struct fastdump_slice *slices,
                       uint64_t count, void *buffer, uint64_t size, int32_t output, uint64_t hole,
                       uint64_t gap_capacity, struct fastdump_cursor *cursor,
                       struct fastdump_gap *gaps_ret, struct fastdump_tally *tally_ret) {
-    struct copy copy = {
-        .target = target,
-        .cursor = cursor,
-        .gaps = gaps_ret,
-        .gap_capacity = gap_capacity,
-        .tally = tally_ret,
-        .buffer = buffer,
-        .size = size,
-        .output = output,
-        .hole = hole,
-    };
-    return copy_slices(&copy, slices, count);
+    struct copy copy = {.buffer = buffer, .size = size, .output = output, .hole = hole};
+    return copy_from(copy, target, slices, count, gap_capacity, cursor, gaps_ret, tally_ret);
 }
 
 int64_t fastdump_scan_slices(const struct fastdump_target *target,
@@ -624,18 +626,11 @@ int64_t fastdump_scan_slices(const struct fastdump_target *target,
                              struct fastdump_scan *scan, uint64_t gap_capacity,
                              struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
                              struct fastdump_tally *tally_ret) {
-    struct copy copy = {
-        .target = target,
-        .cursor = cursor,
-        .gaps = gaps_ret,
-        .gap_capacity = gap_capacity,
-        .tally = tally_ret,
-        .buffer = scan->buffer + FASTDUMP_HEAD,
-        .size = scan->size,
-        .output = FASTDUMP_DISCARD,
-        .scan = scan,
-    };
-    return copy_slices(&copy, slices, count);
+    struct copy copy = {.buffer = scan->buffer + FASTDUMP_HEAD,
+                        .size = scan->size,
+                        .output = FASTDUMP_DISCARD,
+                        .scan = scan};
+    return copy_from(copy, target, slices, count, gap_capacity, cursor, gaps_ret, tally_ret);
 }
 
 int64_t fastdump_search_slices(const struct fastdump_target *target,
@@ -643,18 +638,11 @@ int64_t fastdump_search_slices(const struct fastdump_target *target,
                                struct fastdump_search *search, uint64_t gap_capacity,
                                struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
                                struct fastdump_tally *tally_ret) {
-    struct copy copy = {
-        .target = target,
-        .cursor = cursor,
-        .gaps = gaps_ret,
-        .gap_capacity = gap_capacity,
-        .tally = tally_ret,
-        .buffer = search->buffer + FASTDUMP_HEAD,
-        .size = search->size,
-        .output = FASTDUMP_DISCARD,
-        .search = search,
-    };
-    return copy_slices(&copy, slices, count);
+    struct copy copy = {.buffer = search->buffer + FASTDUMP_HEAD,
+                        .size = search->size,
+                        .output = FASTDUMP_DISCARD,
+                        .search = search};
+    return copy_from(copy, target, slices, count, gap_capacity, cursor, gaps_ret, tally_ret);
 }
 
 int64_t fastdump_words_slices(const struct fastdump_target *target,
@@ -663,17 +651,8 @@ int64_t fastdump_words_slices(const struct fastdump_target *target,
                               struct fastdump_cursor *cursor, struct fastdump_gap *gaps_ret,
                               struct fastdump_tally *tally_ret) {
     struct copy copy = {
-        .target = target,
-        .cursor = cursor,
-        .gaps = gaps_ret,
-        .gap_capacity = gap_capacity,
-        .tally = tally_ret,
-        .buffer = words->buffer,
-        .size = words->size,
-        .output = FASTDUMP_DISCARD,
-        .words = words,
-    };
-    return copy_slices(&copy, slices, count);
+        .buffer = words->buffer, .size = words->size, .output = FASTDUMP_DISCARD, .words = words};
+    return copy_from(copy, target, slices, count, gap_capacity, cursor, gaps_ret, tally_ret);
 }
 
 int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdump_slice *slices,
