@@ -219,6 +219,16 @@ def as_record(result: Result) -> dict[str, Any]:
     }
 
 
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record, if there is one."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
 # --- running ------------------------------------------------------------------------------------
 
 
@@ -290,6 +300,15 @@ def main() -> int:
         print(json.dumps(machine, indent=1))
         print(f"image: LZ4 fast {ratio:.2f} : 1 at {speed:.2f} GB/s on one core", flush=True)
 
+        record: dict[str, Any] = {
+            "schema": 2,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": machine,
+            "image": {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)},
+        }
+        if options.record:
+            options.json = report.RECORDS / f"{record['date']}.json"
+        earlier = read_record(options.json) if options.record else None
         total, failures, absent, runs = Result(), [], {}, {}
         for name in options.only:
             started = time.monotonic()
@@ -299,35 +318,21 @@ def main() -> int:
             if problem:
                 failures.append(f"{name}: {problem}")
                 print(f"\n{name}: {problem}", flush=True)
-                continue
-            if isinstance(result, Absent):
+            elif isinstance(result, Absent):
                 absent[name] = str(result)
                 print(f"\n{name}: left out: {result}", flush=True)
-                continue
-            total.timings += result.timings
-            total.checks += result.checks
-            print(f"\n### {name} ({seconds:.0f} s)\n", flush=True)
-            shown = as_record(result)
-            if shown["timings"]:
-                print(report.timing_table(shown["timings"]), end="\n\n")
-            print(report.check_table(shown["checks"]), flush=True)
-    record = {
-        "schema": 2,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine,
-        "image": {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)},
-        "runs": runs,
-        **as_record(total),
-        "failures": failures,
-        "absent": absent,
-    }
-    if options.record:
-        options.json = report.RECORDS / f"{record['date']}.json"
-        if options.json.exists():
-            record = report.merged(json.loads(options.json.read_text()), record)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            else:
+                total.timings += result.timings
+                total.checks += result.checks
+                print(f"\n### {name} ({seconds:.0f} s)\n", flush=True)
+                shown = as_record(result)
+                if shown["timings"]:
+                    print(report.timing_table(shown["timings"]), end="\n\n")
+                print(report.check_table(shown["checks"]), flush=True)
+            taken = {"runs": runs, **as_record(total), "failures": failures, "absent": absent}
+            record = report.merged(earlier, record | taken) if earlier else record | taken
+            if options.json:  # after each row: a run takes an hour, and may be cut off
+                write_record(options.json, record)
     if options.record:
         report.rewrite(record)
     missed = [check for check in total.checks if check.verdict == "FAIL"]
