@@ -111,10 +111,10 @@ class Snapshot:
         ended_early: Whether a freeze ended by itself; known once it is released.
 
     Args:
-        pause: One of PAUSES; None for what is best: a fork, else a freeze for MOST_UNASKED
-            seconds at most, else none.
+        pause: One of PAUSES; None for what is best: a fork, else a freeze, else none.
         max_pause: Seconds after which a freeze ends by itself: what is read later is not frozen.
-            A fork that would take longer is not tried.
+            A fork that would take longer is not tried. None: a freeze that is asked for has no
+            limit, one in place of a fork MOST_UNASKED seconds.
         check_memory: Do not fork where the memory it may take is not free.
 
     Raises:
@@ -174,8 +174,8 @@ class Snapshot:
                 only = asked == "fork!" or ourselves
                 kind = lib.FASTDUMP_FORK_ONLY if only else lib.FASTDUMP_FORK
                 code = _system_call(target, before)
-        if pause is None and max_pause is None:
-            max_pause = MOST_UNASKED
+        if asked != FREEZE and max_pause is None:
+            max_pause = MOST_UNASKED  # of a freeze in place of a fork, which nobody has asked for
         try:
             guardian = self._guardian = _Guardian.start(target, kind, code, max_pause)
         except _Refused as error:

@@ -13,7 +13,7 @@ import click
 from fastdump.errors import FastdumpError, UsageError
 from fastdump.gaps import Gaps
 from fastdump.selection import Preset, Rule
-from fastdump.snapshot import FORK, MOST_UNASKED, NONE, PAUSES, Snapshot
+from fastdump.snapshot import FORK, FREEZE, MOST_UNASKED, NONE, PAUSES, Snapshot
 from fastdump.text import printable, size
 
 if TYPE_CHECKING:
@@ -152,9 +152,9 @@ def pause_options(command: Command) -> Command:
             "--pause",
             type=click.Choice(PAUSES),
             help="none: the target is not stopped. freeze: it is stopped until all is read. fork: "
-            "it is stopped for milliseconds, and a copy-on-write copy of it is read; where that "
-            "cannot be, freeze, which is said. fork!: an error then.  "
-            "[default: fork for lz4, core and leaks, or a freeze for 2 s at most; else none]",
+            "it is stopped for some 10 to 15 ms a GiB, and a copy-on-write copy of it is read; "
+            "where that cannot be, freeze for 2 s at most, which is said. fork!: an error then.  "
+            "[default: fork for lz4, core and leaks; else none]",
         ),
     ):
         command = option(command)
@@ -229,7 +229,7 @@ def opened(
         snapshot = Snapshot(
             process,
             pause,
-            max_pause=options["max_pause"] or MOST_UNASKED,
+            max_pause=options["max_pause"] or (MOST_UNASKED if pause == FREEZE else None),
             check_memory=not options["ignore_headroom"],
         )
         with snapshot:
@@ -307,11 +307,8 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def complain_of_gaps(report: Gaps) -> None:
     """Say what could not be read, if that was not expected."""
-    if report.unexpected_gaps:
-        lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
-        click.echo(f"fastdump: incomplete: {size(lost)} could not be read", err=True)
-        for reason in sorted({gap.reason for gap in report.unexpected_gaps}):
-            click.echo(f"  gap: {printable(reason)}", err=True)
+    if report.loss:
+        click.echo(f"fastdump: incomplete: {printable(report.loss)}", err=True)
 
 
 def stats_of(report: Sweep) -> str:
