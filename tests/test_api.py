@@ -14,7 +14,13 @@ import pytest
 import fastdump
 import targets
 from fastdump._native import Gap
-from fastdump.errors import CorruptDump, FaultError, SourceGone, UsageError
+from fastdump.errors import (
+    CorruptDump,
+    FaultError,
+    IncompleteWarning,
+    SourceGone,
+    UsageError,
+)
 from fastdump.source import Chunk, Zeros
 from test_formats import run_well
 
@@ -68,6 +74,16 @@ def test_a_gap_raises_with_its_address_and_reason(core: Path) -> None:
             source.read_into(0, bytearray(16))
         with pytest.raises(FaultError):
             source.read(source.regions[-1].end, 1)
+
+
+def test_what_could_not_be_searched_is_warned_of(core: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.core"
+    cut.write_bytes(core.read_bytes()[: core.stat().st_size // 2])
+    with pytest.warns(IncompleteWarning, match="could not be read: .*cut off"):
+        list(fastdump.strings(cut, min_length=100))
+    for patterns in (["no such text"], ["regex:no such text"]):
+        with pytest.warns(IncompleteWarning, match="could not be read: .*cut off"):
+            list(fastdump.search(cut, patterns))
 
 
 def test_a_view_of_a_core_is_the_file_itself(core: Path) -> None:

@@ -67,6 +67,10 @@ class FaultError(FastdumpError):
         self.errno = errno
 
 
+class IncompleteWarning(UserWarning):
+    """Memory that was asked for could not be read; says how much and why."""
+
+
 def output_failed(path: str, error: OSError) -> OutputFailed:
     """The one wording for an output that failed, with what to try."""
     hints = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from fastdump._native import Gap
-from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS
+from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, IncompleteWarning
+from fastdump.text import size
 
 # Gaps that are no loss: the target itself cannot read there.
 EXPECTED_GAPS = frozenset({"past end of file", "guard page"})
@@ -38,3 +41,25 @@ class Gaps:
     @property
     def exit_code(self) -> int:
         return EXIT_GAPS if self.unexpected_gaps else EXIT_COMPLETE
+
+    @property
+    def loss(self) -> str:
+        """How much could not be read, and why; empty if that was to be expected."""
+        gaps = self.unexpected_gaps
+        if not gaps:
+            return ""
+        lost = size(sum(gap.end - gap.start for gap in gaps))
+        return f"{lost} could not be read: {', '.join(sorted({gap.reason for gap in gaps}))}"
+
+
+@dataclass
+class Missed(Gaps):
+    """Gaps by themselves, of those who have no report."""
+
+    gaps: list[Gap]
+    swap_asked: bool = False
+
+    def warn(self) -> None:
+        """Issue an IncompleteWarning, if there is a loss."""
+        if self.loss:
+            warnings.warn(self.loss, IncompleteWarning, stacklevel=3)

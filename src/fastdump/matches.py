@@ -28,7 +28,7 @@ from fastdump.selection import Preset, Rule
 from fastdump.source import Source
 from fastdump.sources import attach, open_dump, open_whole
 from fastdump.string_search import read_giant
-from fastdump.sweep import LEAST_PIECE
+from fastdump.sweep import LEAST_PIECE, missed
 from fastdump.url import is_url
 
 
@@ -167,6 +167,9 @@ def batches(
         SourceGone: The target exited or called exec.
         NotPermitted: The kernel does not let us read it.
         UsageError: There is no such file, or encoding.
+
+    Warns:
+        IncompleteWarning: When all was searched, of memory that could not be read.
     """
     query = Query(min_length, tuple(encodings), whitespace)
     with opened(
@@ -185,6 +188,7 @@ def batches(
             place.check()
         except _native.MemoryGone:
             raise place.gone() from None
+        missed(place, [scanner]).warn()
 
 
 def strings(

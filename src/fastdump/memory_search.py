@@ -37,7 +37,7 @@ from fastdump.place import Place
 from fastdump.region import Range, Region, following
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
-from fastdump.sweep import LEAST_PIECE, Sweep, sweep
+from fastdump.sweep import LEAST_PIECE, Sweep, missed, sweep
 
 _BLOCK = 1 << 20
 _HELD = 64 << 10
@@ -329,6 +329,9 @@ def search(
         NotPermitted: The kernel does not let us read it.
         UsageError: There is no such file, or a pattern makes no sense.
 
+    Warns:
+        IncompleteWarning: When all was searched, of memory that could not be read.
+
     >>> for match in fastdump.search(pid, ["u64:0xdeadbeef", "hex:ca fe ?? 01"]):  # doctest: +SKIP
     ...     print(f"{match.address:x}", match.pattern)
     """
@@ -358,6 +361,7 @@ def search(
             place.check()
         except _native.MemoryGone:
             raise place.gone() from None
+        missed(place, [scanner]).warn()
 
 
 def _pattern(pattern: str | bytes | Pattern, ignore_case: bool) -> Pattern:

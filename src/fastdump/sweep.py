@@ -6,15 +6,16 @@ written. Own memory stays the same whatever the size of the target.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastdump import _native
 from fastdump._native import PAGE_SIZE, Gap, Memory, Slice, Tally
 from fastdump.crew import Crew
-from fastdump.gaps import Gaps, merged
+from fastdump.gaps import Gaps, Missed, merged
 from fastdump.place import Piece, Place, Stream
 from fastdump.turns import Turns
 
@@ -121,21 +122,25 @@ def sweep(
         raise place.gone() from None
     finally:
         turns.stop()
-    tally, gaps = Tally(), list(place.gaps)
+    tally = Tally()
     tally.add(place.tally)
     for scanner in scanners:
         tally.add(scanner.tally)
-        gaps += scanner.gaps
     if not enough and not isinstance(place, Stream):
         assert tally.accounted == place.selected, "a selected byte is not accounted for"
     return Sweep(
         tally=tally,
-        gaps=merged(sorted(gaps)),
         seconds=time.perf_counter() - begun,
         threads=len(scanners),
         kernel=scanners[0].kernel,
-        swap_asked=bool(place.survey and place.survey.swap_asked),
+        **vars(missed(place, scanners)),
     )
+
+
+def missed(place: Place, scanners: Iterable[Scans[Any]]) -> Missed:
+    """What of a place could not be read."""
+    gaps = [*place.gaps, *itertools.chain.from_iterable(scanner.gaps for scanner in scanners)]
+    return Missed(merged(sorted(gaps)), bool(place.survey and place.survey.swap_asked))
 
 
 def _sizes(place: Place, scanners: Sequence[Scans[Found]]) -> Iterator[int]:

@@ -10,10 +10,17 @@ from typing import Any
 
 import click
 
+from fastdump._native import Gap
 from fastdump.cli.completion import complete_source
 from fastdump.cli.growth_output import print_growth
-from fastdump.cli.options import debuginfod_option, json_option, top_option
+from fastdump.cli.options import (
+    complain_of_gaps,
+    debuginfod_option,
+    json_option,
+    top_option,
+)
 from fastdump.errors import CorruptDump
+from fastdump.gaps import Missed
 from fastdump.growth import LONG, growth
 from fastdump.sources import is_pid, open_source
 
@@ -31,12 +38,16 @@ def command(old: str, new: str, count: int, as_json: bool, debuginfod: bool) -> 
 
     Each is a page that `fastdump why PID --save FILE` wrote, or a pid or a dump.
     """
-    grown = growth([_page(name, debuginfod) for name in (old, new)], [0, 1])
+    pages = [_page(name, debuginfod) for name in (old, new)]
+    grown = growth(pages, [0, 1])
     if as_json:
         click.echo(json.dumps([asdict(each) for each in grown], indent=2))
     else:
         print_growth(grown, count)
-    return 0
+    missed = [Missed([Gap(**gap) for gap in page["gaps"]]) for page in pages]
+    for found in missed:
+        complain_of_gaps(found)
+    return max(found.exit_code for found in missed)
 
 
 def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
@@ -60,6 +71,7 @@ def _checked(name: str, text: bytes) -> Mapping[str, Any]:
     try:
         page: Mapping[str, Any] = json.loads(text)
         growth([page, page], [0, 1])
+        [Gap(**gap) for gap in page["gaps"]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CorruptDump(
             f"{name} is no page that `fastdump why --save` wrote", "name one, a pid, or a dump"

@@ -14,6 +14,7 @@ from fastdump.cli.completion import complete_pid
 from fastdump.cli.options import (
     OrderedCommand,
     check_level,
+    complain_of_gaps,
     pause_lines,
     pause_options,
     preset_of,
@@ -155,9 +156,7 @@ def command(
         print(json.dumps(report.as_dict()), file=stream)
     elif not quiet:
         print("\n".join(_report_lines(report)), file=stream)
-    if report.exit_code:
-        lost = sum(gap.end - gap.start for gap in report.unexpected_gaps)
-        click.echo(f"fastdump: incomplete: {size(lost)} could not be read (see gaps)", err=True)
+    complain_of_gaps(report)
     return report.exit_code
 
 

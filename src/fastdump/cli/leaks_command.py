@@ -48,7 +48,7 @@ def command(source: str, count: int, as_json: bool, debuginfod: bool, **options:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print(found, count)
-        complain_of_gaps(found)
+    complain_of_gaps(found)
     return found.exit_code
 
 

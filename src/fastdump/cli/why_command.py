@@ -114,7 +114,7 @@ def command(
         raise UsageError("standard output has room for one of these", "name a FILE")
     for name in files:
         check_output(name, force)
-    long = bool(save or folded or pprof or every is not None)
+    long = bool(save or folded or pprof or as_json or every is not None)
 
     def look() -> Why:
         with opened_memory(source, pausing) as memory:
@@ -135,15 +135,14 @@ def command(
         from fastdump.pprof import profile
 
         write_output(pprof, profile(found.stacks(), time.time_ns()), force)
-    if streamed:
-        complain_of_gaps(found)
-    elif folded:
+    if folded:
         for line in found.folded():
             click.echo(line)
     elif as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
-    else:
+    elif not streamed:
         _print(found, count)
+    complain_of_gaps(found)
     return found.exit_code
 
 
@@ -163,7 +162,9 @@ def _watch(look: Callable[[], Why], every: float, samples: int, count: int, as_j
                 print_growth(grown, count, times[-1] - times[0])
                 click.echo()
         if last:
-            return pages[-1].exit_code
+            for page in pages:
+                complain_of_gaps(page)
+            return max(page.exit_code for page in pages)
         time.sleep(max(times[-1] + every - time.monotonic(), 0))
 
 
