@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastdump.text import suggested, suggested_map
+
 # What is no more than this part of the growth that stands out most is none worth a line.
 _LEAST = 0.001
 # How near to a line in time growth is, for it to be called steady: 1 is a straight one.
@@ -64,19 +66,19 @@ def _rows(page: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[int,
     """Kind and name → bytes, how many, and the command that shows more."""
     source = page["source"]
     for each in page["ledger"]:
-        yield ("ledger", each["name"]), (each["bytes"], 0, f"fastdump maps {source}")
+        yield ("ledger", each["name"]), (each["bytes"], 0, suggested_map(source))
     for each in page["modules"]:
-        command = f"fastdump hexdump {source} {each['example']:x} --follow-pointers"
+        command = suggested("hexdump", source, f"{each['example']:x} --follow-pointers")
         yield ("module", each["path"]), (each["bytes"], each["chunks"], command)
     for each in page["types"]:
-        command = f"fastdump hexdump {source} {each['example']:x} --follow-pointers"
+        command = suggested("hexdump", source, f"{each['example']:x} --follow-pointers")
         name = f"{each['language']} {each['name']}"
         yield ("type", name), (each["bytes"], each["objects"], command)
     for each in page["sizes"]:
         name = f"{each['size'] // 2 + 1} to {each['size']} bytes"
-        yield ("size class", name), (each["bytes"], each["chunks"], f"fastdump why {source}")
+        yield ("size class", name), (each["bytes"], each["chunks"], suggested("why", source))
     for each in page["templates"]:
-        command = f"fastdump strings {source} --top 20"
+        command = suggested("strings", source, "--top 20")
         yield ("text", each["text"]), (each["bytes"], each["strings"], command)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -44,3 +46,15 @@ def cut(text: str, most: int) -> str:
 def share(part: int, whole: int) -> str:
     """*part* of *whole* in percent; of nothing there is none."""
     return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def suggested(command: str, source: str, *options: str) -> str:
+    """A command to try on a source: a pid, or what a shell reads as its name."""
+    return " ".join(("fastdump", command, shlex.quote(source), *options))
+
+
+def suggested_map(source: str) -> str:
+    """The command that shows what regions a source has; ``maps`` is of processes only."""
+    if source.isdigit():
+        return suggested("maps", source, "--sort resident")
+    return suggested("info", source, "--regions")

@@ -39,7 +39,7 @@ from fastdump.pointers import Pointers
 from fastdump.region import Range
 from fastdump.selection import Preset, Rule, select
 from fastdump.source import Chunk, Source
-from fastdump.text import printable, size
+from fastdump.text import printable, size, suggested, suggested_map
 from fastdump.top import top
 from fastdump.vtables import TypeName, Vtables
 
@@ -478,7 +478,7 @@ def _suspects(found: Why) -> list[Suspect]:
     suspects: list[tuple[int, Suspect]] = []
 
     def suspect(length: int, text: str, command: str) -> None:
-        suspects.append((length, Suspect(text, f"fastdump {command}")))
+        suspects.append((length, Suspect(text, command)))
 
     for module in found.modules[:3]:
         if module.bytes > total / 20:
@@ -486,7 +486,7 @@ def _suspects(found: Why) -> list[Suspect]:
                 module.bytes,
                 f"{short_name(module.path)} holds {size(module.bytes)} in {module.chunks:,} chunks "
                 f"of about {size(module.bytes // module.chunks)}",
-                f"hexdump {name} {module.example:x} --follow-pointers",
+                suggested("hexdump", name, f"{module.example:x} --follow-pointers"),
             )
     for each in found.types[:3]:
         if each.bytes > total / 20:
@@ -494,7 +494,7 @@ def _suspects(found: Why) -> list[Suspect]:
                 each.bytes,
                 f"{each.objects:,} objects of the {each.language} type {each.name} take "
                 f"{size(each.bytes)}",
-                f"hexdump {name} {each.example:x} --follow-pointers",
+                suggested("hexdump", name, f"{each.example:x} --follow-pointers"),
             )
     for template in found.templates[:2]:
         if template.bytes > total / 20:
@@ -502,7 +502,7 @@ def _suspects(found: Why) -> list[Suspect]:
                 template.bytes,
                 f"{template.strings:,} strings like {template.text[:40]!r} take "
                 f"{size(template.bytes)}",
-                f"strings {name} --top 20",
+                suggested("strings", name, "--top 20"),
             )
     buckets = {bucket.name: bucket.bytes for bucket in found.ledger}
     if buckets[FREE] > total / 5:
@@ -510,12 +510,12 @@ def _suspects(found: Why) -> list[Suspect]:
             buckets[FREE],
             f"{size(buckets[FREE])} are free, but malloc holds them: fragmentation, or a peak "
             "that is over",
-            f"maps {name} --sort resident",
+            suggested_map(name),
         )
     if buckets[UNKNOWN] > total / 5:
         suspect(
             buckets[UNKNOWN],
             f"{size(buckets[UNKNOWN])} are anonymous memory that is not glibc's",
-            f"maps {name} --sort resident",
+            suggested_map(name),
         )
     return [each for _, each in sorted(suspects, key=lambda found: -found[0])]
