@@ -13,7 +13,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,13 @@ HEADLINES = (
     ("raw-disk", "fastdump against gcore", "`dump -f raw` to a disk, against `gcore`"),
     ("lz4-disk", "fastdump against gcore", "`dump` to a disk, against `gcore; lz4 -1`"),
     ("strings-live-heap", "fastdump strings against", "`strings`, against `gcore; strings`"),
-    ("strings-file-heap", "fastdump strings -t x against rg", "the same of a file, `rg -a -o`"),
+    (
+        "strings-file-heap",
+        "fastdump strings -t x against rg",
+        "`strings` of a file, against `rg -a -o`",
+    ),
     ("hexdump-random", "fastdump hexdump against", "`hexdump`, against `hexdump -C`"),
-    ("pause-4k", "gcore / fastdump", "time that the target stands still, against `gcore`"),
+    ("pause-4k", "gcore / fastdump", "pause of the target: how many times as short as `gcore`'s"),
 )
 
 
@@ -114,10 +118,12 @@ def check_table(checks: Sequence[Record]) -> str:
 # --- what pages ask for -------------------------------------------------------------------------
 
 
-def conditions(record: Record) -> str:
-    """Sizes and rounds; and whether something else ran, which spoils all of it."""
+def conditions(record: Record, rows: Container[str]) -> str:
+    """Sizes and rounds of rows; and whether something else ran, which spoils all of it."""
     by_way: dict[str, list[str]] = {}
     for row, run in record["runs"].items():
+        if row not in rows:
+            continue
         way = f"{run['size'] / (1 << 30):g} GiB, rounds: {run['repeat']}"
         by_way.setdefault(way, []).append(row)
     usual, *others = sorted(by_way, key=lambda way: -len(by_way[way]))
@@ -136,7 +142,7 @@ def machine(record: Record) -> str:
     return (
         f"{record['date']}: {kind} with {told['cores']} CPUs ({told['cpu']}), {told['memory_gib']} "
         f"GiB, Linux {told['kernel']}, huge pages: {told['huge_pages']}, disk: {told['disk']}.\n"
-        f"{conditions(record)} {minutes:.0f} min in all; "
+        f"{conditions(record, record['runs'])} {minutes:.0f} min in all; "
         f"LZ4 makes 1/{image['lz4_ratio']} of the image.\n{versions}."
     )
 
@@ -152,7 +158,7 @@ def timings(record: Record) -> str:
 
 
 def missed(record: Record) -> str:
-    """What did not hold, and what was left out."""
+    """What did not hold, and what was left out, or was not run."""
     lines = [
         f"- Missed: {c['row']}: {c['what']}: {c['value']:.2f} {c['unit']}, limit {limit_of(c)}."
         for c in record["checks"]
@@ -160,6 +166,7 @@ def missed(record: Record) -> str:
     ]
     lines += [f"- Failed: {failure}." for failure in record["failures"]]
     lines += [f"- Left out: {row}: {why}." for row, why in record["absent"].items()]
+    lines += [f"- Not run: {row}." for row in record["rows"] if row not in record["runs"]]
     return "\n".join(lines) or "Every limit was kept, and no row was left out."
 
 
@@ -184,7 +191,8 @@ def headlines(record: Record) -> str:
         for check in record["checks"]
         if check["row"] == row and check["what"].startswith(begins)
     ]
-    told = f"{record['date']}, {record['machine']['cores']} CPUs. {conditions(record)}"
+    how = conditions(record, {row for row, _, _ in HEADLINES})
+    told = f"{record['date']}, {record['machine']['cores']} CPUs. {how}"
     return f"{table(('what', 'times as fast'), lines)}\n\n{told}"
 
 

@@ -59,6 +59,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -273,6 +274,9 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
+    if options.record and not importlib.util.find_spec("matplotlib"):
+        print("--record draws plots: pip install matplotlib", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders are removed
     WORK.mkdir(parents=True, exist_ok=True)
     image = heap_image.make_image(options.image)
@@ -305,6 +309,7 @@ def main() -> int:
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "machine": machine,
             "image": {"size": image.stat().st_size, "lz4_ratio": round(ratio, 2)},
+            "rows": list(ROWS),
         }
         if options.record:
             options.json = report.RECORDS / f"{record['date']}.json"
