@@ -865,4 +865,4 @@ def test_yara_that_is_not_there(path: Path, tmp_path: Path) -> None:
     (tmp_path / "yara_x.py").write_text("raise ImportError")
     done = run(path, "--yara", rules, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.code == 2
-    assert "pip install 'fastdump[yara]'" in done.err
+    assert "pip install yara-x" in done.err

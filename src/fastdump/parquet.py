@@ -1,4 +1,4 @@
-"""Strings as Arrow columns, and as a Parquet file: with ``pip install fastdump[arrow]``."""
+"""Strings as Arrow columns, and as a Parquet file: with PyArrow and NumPy (the extra ``arrow``)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def opening(url: str) -> Iterator[None]:
     except ImportError as error:
         raise UsageError(
             f"{shown(url)} needs a package that is not installed: {error}",
-            "pip install 'fastdump[remote]' has those for s3, ssh and https",
+            "pip install fsspec, with s3fs for s3, sshfs for ssh, aiohttp for https",
         ) from None
     except FileNotFoundError:
         raise UsageError(f"cannot read {shown(url)}: there is no such file or bucket") from None

@@ -30,7 +30,7 @@ from fastdump.why import Why
 try:
     from plotly.offline import get_plotlyjs
 except ImportError:
-    raise UsageError("Plotly is not installed", "pip install 'fastdump[report]'") from None
+    raise UsageError("Plotly is not installed", "pip install plotly") from None
 
 MOST_REGIONS = 100_000  # in the table; the rest is summed
 MOST_STRIPS = 1500  # of the picture of addresses: a pixel or so each

@@ -1,4 +1,4 @@
-"""YARA rules over a place, with yara-x (the extra ``fastdump[yara]``).
+"""YARA rules over a place, with yara-x (the extra ``yara``).
 
 A rule sees one block at a time: memory without a break in one region, of which at most 32 MiB.
 Its condition is about that block, and ``filesize`` is the block's. The blocks of longer memory
@@ -34,7 +34,7 @@ def compile_rules(path: str) -> Any:
     try:
         import yara_x
     except ImportError:
-        raise UsageError("--yara needs yara-x", "pip install 'fastdump[yara]'") from None
+        raise UsageError("--yara needs yara-x", "pip install yara-x") from None
     try:
         return yara_x.compile(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yara_x.CompileError) as error:

@@ -55,8 +55,8 @@ def command(
     """Write one HTML page on what fills the memory of SOURCE, a pid or a dump.
 
     A map of the address space, what pages hold, and what `fastdump why` tells: ledger, modules,
-    types, text. The page is complete in itself: it makes no request. It needs
-    `pip install 'fastdump[report]'`.
+    types, text. The page is complete in itself: it makes no request. It needs Plotly
+    (`pip install plotly`).
     """
     from fastdump.report import report
     from fastdump.why import why

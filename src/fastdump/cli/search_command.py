@@ -147,7 +147,7 @@ class Output:
     "rules_file",
     type=click.Path(exists=True, dir_okay=False),
     metavar="RULES",
-    help="The patterns of this file of YARA rules that match. Needs yara-x (fastdump[yara]).",
+    help="The patterns of this file of YARA rules that match. Needs yara-x.",
 )
 @selection_options
 @swap_option
