@@ -360,7 +360,7 @@ static void place_zeros(struct copy *copy, uint64_t offset, uint64_t length) {
 
 /*
  * Of the last length bytes of the buffer, those at address, the first `missing` ones are not there:
- * no pattern reaches into them. Returns where the rest goes.
+ * nothing that is searched for reaches into them. Returns where the rest goes.
  */
 static unsigned char *leave_out(struct copy *copy, const struct fastdump_slice *slice,
                                 uint64_t address, uint64_t length, uint64_t missing) {
@@ -384,7 +384,7 @@ static int64_t read_process(struct copy *copy, const struct fastdump_slice *slic
             int32_t error = (int32_t)-got;
             uint64_t page = copy->target->page_size;
             got = (int64_t)(page - address % page);
-            if (copy->search || copy->words)
+            if (has_sink(copy))
                 at = leave_out(copy, slice, address, length, (uint64_t)got) - got;
             else
                 memset(at, 0, (size_t)got);
@@ -416,18 +416,26 @@ static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, 
         int32_t error = got < 0 ? errno : 0;
         if (got == 0 && slice->flags & FASTDUMP_PLAIN)
             error = ENODATA; /* it has become shorter */
-        if (error) {
-            if (copy->search || copy->words)
-                leave_out(copy, slice, address, length, length);
+        if (error) { /* one page, unless nothing follows */
+            uint64_t page = copy->target->page_size, missing = page - address % page;
+            if (error == ENODATA || missing > length)
+                missing = length;
+            if (has_sink(copy))
+                at = leave_out(copy, slice, address, length, missing) - missing;
             else
+                memset(at, 0, missing);
+            int64_t full =
+                add_gap(copy, address, address + missing, FASTDUMP_GAP_UNREADABLE, error);
+            if (full)
+                return full;
+            got = (ssize_t)missing;
+        } else {
+            if (got == 0) { /* the rest of the last page reads as zeros, as in the process */
                 memset(at, 0, length);
-            return add_gap(copy, address, address + length, FASTDUMP_GAP_UNREADABLE, error);
+                got = (ssize_t)length;
+            }
+            copy->tally->file += (uint64_t)got;
         }
-        if (got == 0) { /* the rest of the last page reads as zeros, as in the process */
-            memset(at, 0, length);
-            got = (ssize_t)length;
-        }
-        copy->tally->file += (uint64_t)got;
         address += (uint64_t)got;
         at += got;
         length -= (uint64_t)got;

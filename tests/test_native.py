@@ -184,6 +184,19 @@ def own_mapping(pages: int) -> tuple[mmap.mmap, int]:
     return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
+@contextlib.contextmanager
+def unmapped(address: int) -> Iterator[None]:
+    """A page of our own is not there; afterwards it is empty: Python will unmap the whole of it."""
+    at, size = ctypes.c_void_p(address), ctypes.c_size_t(PAGE_SIZE)
+    LIBC.munmap(at, size)
+    try:
+        yield
+    finally:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
+        LIBC.mmap.restype = ctypes.c_void_p
+        LIBC.mmap(at, size, 3, flags, -1, ctypes.c_long(0))
+
+
 def test_more_gaps_than_the_array_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, address = own_mapping(512)
     for page in range(512):
@@ -202,32 +215,29 @@ def test_more_gaps_than_the_array_holds(monkeypatch: pytest.MonkeyPatch) -> None
     assert (tally.gap, tally.read) == (256 * PAGE_SIZE, 256 * PAGE_SIZE)
 
 
-def test_one_bad_page_costs_one_page() -> None:
+@pytest.mark.parametrize("of_file", [False, True])
+def test_one_bad_page_costs_one_page(of_file: bool) -> None:
     memory, address = own_mapping(64)
     memory[:] = random.Random(1).randbytes(len(memory))
     content = bytearray(memory[:])
     bad = 17
     content[bad * PAGE_SIZE : (bad + 1) * PAGE_SIZE] = bytes(PAGE_SIZE)
-    at = ctypes.c_void_p(address + bad * PAGE_SIZE)
-    with LiveProcess(os.getpid()) as process:
+    with LiveProcess(os.getpid()) as process, open("/proc/self/mem", "rb") as file:
         copier = Copier(process.memory, 64 * PAGE_SIZE)
         # EVERY: as if the page had been there when the page tables were asked.
         whole = Slice(address, 64 * PAGE_SIZE, 0, _native.EVERY)
-        LIBC.munmap(at, ctypes.c_size_t(PAGE_SIZE))
-        try:
+        if of_file:  # one with a bad sector: EIO
+            whole = whole._replace(flags=_native.PLAIN, file=file.fileno(), file_offset=address)
+        with unmapped(address + bad * PAGE_SIZE):
             view, tally = copier.fill([whole])
             assert bytes(view) == content
-        finally:  # Python's mmap will unmap the whole of it
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
-            LIBC.mmap.restype = ctypes.c_void_p
-            LIBC.mmap(at, ctypes.c_size_t(PAGE_SIZE), 3, flags, -1, ctypes.c_long(0))
     (gap,) = copier.gaps
     assert (gap.start, gap.end, gap.reason) == (
         address + bad * PAGE_SIZE,
         address + (bad + 1) * PAGE_SIZE,
         "unreadable",
     )
-    assert (tally.read, tally.gap) == (63 * PAGE_SIZE, PAGE_SIZE)
+    assert (tally.read + tally.file, tally.gap) == (63 * PAGE_SIZE, PAGE_SIZE)
 
 
 @pytest.mark.parametrize("command", [b"x", b"e"], ids=["exit", "exec"])

@@ -6,10 +6,8 @@ FASTDUMP_TEST_SEED repeats a run or makes another.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import json
-import mmap
 import os
 import random
 import re
@@ -37,7 +35,7 @@ from fastdump.place import Place, WholeFile, open_file
 from fastdump.process import LiveProcess
 from fastdump.region import Range
 from test_kernels import Guarded
-from test_native import LIBC, own_mapping
+from test_native import own_mapping, unmapped
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240711"))
 FASTDUMP = (sys.executable, "-m", "fastdump", "search")
@@ -408,7 +406,6 @@ def test_a_page_that_has_gone_since_it_was_asked_for_breaks_a_match(kernel: str,
     for page in range(65):  # a token over each edge of a page, its last byte on the second one
         start = max(page * PAGE - 3, 0)
         memory[start : min(start + 4, len(memory))] = token[: len(memory) - start]
-    at = ctypes.c_void_p(address + bad * PAGE)
     needles = plain(token, token[:3])
     wanted = []
     for page in range(65):
@@ -421,13 +418,8 @@ def test_a_page_that_has_gone_since_it_was_asked_for_breaks_a_match(kernel: str,
     with LiveProcess(os.getpid()) as process:
         searcher = Searcher(Tables(needles), kernel=kernel, chunk_size=16 * PAGE)
         whole = Slice(address, 64 * PAGE, address, EVERY)
-        LIBC.munmap(at, ctypes.c_size_t(PAGE))
-        try:
+        with unmapped(address + bad * PAGE):
             found = [h for hits in searcher.scan(process.memory, [[whole]]) for h in pairs(hits)]
-        finally:  # Python's mmap will unmap the whole of it
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED
-            LIBC.mmap.restype = ctypes.c_void_p
-            LIBC.mmap(at, ctypes.c_size_t(PAGE), 3, flags, -1, ctypes.c_long(0))
     assert [(gap.start, gap.end) for gap in searcher.gaps] == [
         (address + bad * PAGE, address + (bad + 1) * PAGE)
     ]

@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 import pytest
 
 import targets
+from fastdump._native import EVERY, PLAIN, Slice
 from fastdump._strings import Form, Query, Scanner, kernels
+from fastdump.process import LiveProcess
+from test_native import own_mapping, unmapped
 from test_real import program
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241101"))
@@ -279,6 +282,40 @@ def _check_batch(folder: Path, rng: random.Random, count: int) -> None:
     for mine, gnus in zip([*ours, b""], theirs, strict=False):
         assert mine == gnus, data[(mine or gnus).split(b":")[0].decode()]
     assert len(ours) + 1 == len(theirs)
+
+
+WIDE = {"l": "utf-16-le", "b": "utf-16-be", "L": "utf-32-le", "B": "utf-32-be"}
+
+
+@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("of_file", [False, True])
+def test_what_cannot_be_read_ends_a_string(
+    tmp_path: Path, kernel: str, encoding: str, of_file: bool
+) -> None:
+    """No byte of it is made up: a zero would be half of a wide character."""
+    memory, address = own_mapping(32)
+    text = "abcdefgh".encode(WIDE.get(encoding, "ascii"))
+    for page in (3, 17):
+        for at in (page * PAGE - len(text) + 1, (page + 1) * PAGE - 1):
+            memory[at : at + len(text)] = text
+    wanted = []
+    for first, end in ((0, 3), (4, 17), (18, 32)):
+        part = tmp_path / "part"
+        part.write_bytes(memory[first * PAGE : end * PAGE])
+        for line in gnu("-a", "-t", "d", "-n", 2, "-e", encoding, part).splitlines():
+            offset, found = line.split()
+            wanted.append((address + first * PAGE + int(offset), found))
+    with LiveProcess(os.getpid()) as process, open("/proc/self/mem", "rb") as file:
+        scanner = Scanner(Query(2, (encoding,)), Form(10), kernel, chunk_size=16 * PAGE)
+        whole = Slice(address, 32 * PAGE, address, EVERY)
+        if of_file:
+            whole = whole._replace(flags=PLAIN, file=file.fileno(), file_offset=address)
+        with unmapped(address + 3 * PAGE), unmapped(address + 17 * PAGE):
+            parts = scanner.scan(process.memory, [[whole]], 0, 2**64 - 1)
+            lines = b"".join(bytes(part.lines) for part in parts).splitlines()
+    assert [(int(at), found) for at, found in map(bytes.split, lines)] == wanted
+    assert [(gap.start - address) // PAGE for gap in scanner.gaps] == [3, 17]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
