@@ -81,6 +81,22 @@ static inline struct fastdump_segment *fastdump_segment_of(struct fastdump_place
     return place->segment;
 }
 
+#define FASTDUMP_FAR 0x10000 /* bytes: so far an interior pointer is followed again and again */
+
+/* As fastdump_chunk_of; a large chunk, whose beginning is far to seek, is remembered. */
+static inline uint64_t fastdump_chunk_in(struct fastdump_place *place,
+                                         const struct fastdump_segment *segment,
+                                         uint64_t address) {
+    if (address >= place->chunk && address < place->end)
+        return place->chunk;
+    uint64_t chunk = fastdump_chunk_of(segment, address);
+    if (chunk && address - chunk > FASTDUMP_FAR) {
+        place->chunk = chunk;
+        place->end = fastdump_chunk_end(segment, chunk);
+    }
+    return chunk;
+}
+
 /* The number of the module that an address lies in, or 0; *last is remembered from one to the next.
  */
 static inline uint32_t fastdump_module_at(const struct fastdump_module_range *ranges,

@@ -11,8 +11,6 @@
 
 #include "heap.h"
 
-#define FAR 0x10000 /* bytes: so far an interior pointer is followed again and again */
-
 static inline uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 static inline uint64_t index_of(const struct fastdump_segment *segment, uint64_t chunk) {
@@ -103,21 +101,11 @@ static uint64_t pointed_to(struct fastdump_reach *reach, uint64_t word,
     if (!fastdump_is_in(reach->windows, word))
         return 0;
     struct fastdump_place *target = &reach->target;
-    uint64_t at = word - FASTDUMP_CHUNK_HEADER, chunk;
+    uint64_t at = word - FASTDUMP_CHUNK_HEADER;
     struct fastdump_segment *segment = fastdump_segment_of(target, &reach->heap, at);
-    if (!segment)
+    uint64_t chunk = segment ? fastdump_chunk_in(target, segment, at) : 0;
+    if (!chunk)
         return 0;
-    if (at >= target->chunk && at < target->end) {
-        chunk = target->chunk;
-    } else {
-        chunk = fastdump_chunk_of(segment, at);
-        if (!chunk)
-            return 0;
-        if (at - chunk > FAR) {
-            target->chunk = chunk;
-            target->end = fastdump_chunk_end(segment, chunk);
-        }
-    }
     if (!segment->begins) {
         if (word >= segment->end)
             return 0;
@@ -246,8 +234,8 @@ uint64_t fastdump_reach_chase(struct fastdump_reach *reach, const struct fastdum
         uint64_t chunk = reach->todo[--reach->todo_used];
         struct fastdump_segment *segment = fastdump_segment_of(&place, &reach->heap, chunk);
         struct fastdump_range range;
-        if (!fastdump_reach_window(reach, segment, chunk, FASTDUMP_REACH_BLOCK, FASTDUMP_PENDING,
-                                   &range))
+        if (!segment || !fastdump_reach_window(reach, segment, chunk, FASTDUMP_REACH_BLOCK,
+                                               FASTDUMP_PENDING, &range))
             continue;
         tried++;
         if (read_block(reach, target, slices, count, &range)) {

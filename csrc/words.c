@@ -342,7 +342,7 @@ static uint64_t follow_block(struct fastdump_words *words, const uint64_t *found
         if (!owner)
             continue;
         struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
-        uint64_t chunk = segment ? fastdump_chunk_of(segment, word) : 0;
+        uint64_t chunk = segment ? fastdump_chunk_in(&target, segment, word) : 0;
         if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
             continue;
         own(words, segment, chunk, fastdump_chunk_end(segment, chunk), owner, tier);

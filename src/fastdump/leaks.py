@@ -350,10 +350,13 @@ class _Hunt:
 
 
 def _direct(source: Source) -> tuple[Memory, list[Slice]]:
-    """What of a source can be read without a walk: nothing that would be swapped in by that."""
+    """What of a source can be read without a walk, which asks the page tables: nothing that would
+    be swapped in by that, and of processes only copies, which may be given pages.
+    """
     if isinstance(source, LiveSource):
         swapped = any(found.swapped for found in source.residency)
-        return source.process.memory, [] if swapped else [Slice(0, _ALL, 0, MEM_ONLY)]
+        free = source.process.is_copy and not swapped
+        return source.process.memory, [Slice(0, _ALL, 0, MEM_ONLY)] if free else []
     if isinstance(source, Dumped) and isinstance(file := source.storages[0], LocalFile):
         return Memory.of_files(), [s._replace(file=file.fd, flags=PLAIN) for s in source.slices]
     return Memory.of_files(), []
