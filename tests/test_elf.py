@@ -102,6 +102,10 @@ def test_what_is_no_core_is_said(tmp_path: Path) -> None:
     path.write_bytes(core([(6, 0x10000, PAGE, bytes(PAGE))])[:40])
     with pytest.raises(CorruptDump, match="cut off"):
         fastdump.open(path)
-    path.write_bytes(core([(6, 2**64 - PAGE, 2 * PAGE, bytes(PAGE))]))
+    for length in (PAGE, 2 * PAGE):  # the end itself is no address either
+        path.write_bytes(core([(6, 2**64 - PAGE, length, bytes(PAGE))]))
+        with pytest.raises(CorruptDump, match="beyond the end"):
+            fastdump.open(path)
+    (tmp_path / f"1_mem_{2**64 - PAGE:x}.bin").write_bytes(bytes(PAGE))
     with pytest.raises(CorruptDump, match="beyond the end"):
-        fastdump.open(path)
+        fastdump.open(tmp_path)

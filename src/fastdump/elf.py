@@ -137,7 +137,7 @@ class Elf:
         """By address; where two overlap, the one that begins first has the bytes."""
         end = overlaps = 0
         for s in sorted(segments, key=lambda s: s.p_vaddr):
-            if s.end > 1 << 64:
+            if s.end >= 1 << 64:
                 raise CorruptDump(f"{self._name} has a segment beyond the end of all addresses")
             if s.p_vaddr < end:
                 overlaps += 1

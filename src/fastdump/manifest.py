@@ -185,7 +185,7 @@ def _recorded(raw: dict[str, Any]) -> Recorded:
 
 def _range(start: str, end: str) -> Range:
     found = Range(int(start, 16), int(end, 16))
-    if not 0 <= found.start < found.end <= 1 << 64:
+    if not 0 <= found.start < found.end < 1 << 64:
         raise ValueError(f"no range: {start}-{end}")
     return found
 

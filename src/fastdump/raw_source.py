@@ -195,7 +195,7 @@ def _files_of(folder: Folder, there: dict[str, int], name: str) -> list[tuple[st
         if parsed[3]:
             size = PackedFile(folder, file, None).size
         start = int(parsed[2], 16)
-        if start + size > 1 << 64:
+        if start + size >= 1 << 64:
             raise CorruptDump(f"{file} goes beyond the end of all addresses")
         if size:
             found.append((file, Range(start, start + size)))
