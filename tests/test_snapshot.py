@@ -337,6 +337,39 @@ sys.stdin.read()
 """
 
 
+FROZEN = """
+set -e
+mount -t cgroup2 none "$1"
+group=$1/fastdump-$2
+mkdir "$group"
+trap 'echo 0 >"$group/cgroup.freeze"; echo $2 >"$1/cgroup.procs"; rmdir "$group"' EXIT
+echo $2 >"$group/cgroup.procs"
+echo 1 >"$group/cgroup.freeze"
+until grep -q 'frozen 1' "$group/cgroup.events"; do :; done
+"$3" -m fastdump dump "$2" -f null --pause "$4" --json
+"""
+
+
+@pytest.mark.parametrize("pause", ["fork", "fork!"])
+def test_a_target_in_a_frozen_cgroup(tmp_path: Path, pause: str) -> None:
+    """It would not run the system call before it is thawed, and wait with registers of ours."""
+    with targets.start("restless", "nanosleep") as target:
+        words = (tmp_path, str(target.pid), sys.executable, pause)
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", FROZEN, "sh", *words], capture_output=True, text=True
+        )
+        if "mount:" in done.stderr:
+            pytest.skip("no cgroup v2")
+        if pause == "fork":
+            came = json.loads(done.stdout)["pause"]
+            assert (done.returncode, came["kind"]) == (0, "freeze")
+            assert "its cgroup is frozen" in came["why"]
+        else:
+            assert done.returncode == UsageError.exit_code
+            assert "its cgroup is frozen" in done.stderr
+        untouched(target)
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of clone is of x86_64")
 def test_a_seccomp_filter_that_kills_whoever_forks() -> None:
     with start_as(None, sys.executable, "-c", SECCOMP) as target:

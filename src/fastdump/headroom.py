@@ -1,4 +1,4 @@
-"""How much memory the host and the target's cgroup can still give.
+"""What the cgroups of the target allow: how much memory, with the host, and whether it may run.
 
 Reading a swapped page brings it back into the target's memory: too many of them get it killed.
 See proc_meminfo(5), cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
@@ -60,3 +60,13 @@ def _mounts() -> dict[str, str]:
 def _read(path: str) -> str:
     with open(path) as file:  # not pathlib: it would be a tenth of the start of `fastdump strings`
         return file.read()
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether process *pid* is in a frozen cgroup (v2), where no thread of it runs."""
+    with contextlib.suppress(OSError, KeyError):
+        for line in _read(f"/proc/{pid}/cgroup").splitlines():
+            if line.startswith("0::"):
+                events = _read(f"{_mounts()['cgroup2']}{line[3:]}/cgroup.events")
+                return "frozen 1" in events.splitlines()
+    return False

@@ -25,6 +25,7 @@ from fastdump import _native
 from fastdump._native import Slice, address_of, ffi, lib
 from fastdump.errors import NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost
+from fastdump.headroom import is_frozen
 from fastdump.process import Growth, LiveProcess
 from fastdump.region import Region
 from fastdump.text import size
@@ -354,7 +355,9 @@ class _Copy(LiveProcess):
         return self._facts.status
 
     def growth(self) -> Growth:
-        return self._target.growth()
+        with contextlib.suppress(SourceGone):
+            return self._target.growth()
+        return super().growth()
 
     @property
     def is_swapped(self) -> bool:
@@ -376,9 +379,10 @@ class _Copy(LiveProcess):
         """That of the target where fork(2) copies no page tables: of files and shared memory."""
         files = [i for i, region in enumerate(regions) if region.has_file]
         present = super().resident(regions, found)
-        theirs = self._target.residency([regions[i] for i in files])
-        for i, held in zip(files, theirs, strict=True):
-            present[i] = max(present[i], held.present)
+        with contextlib.suppress(SourceGone):
+            theirs = self._target.residency([regions[i] for i in files])
+            for i, held in zip(files, theirs, strict=True):
+                present[i] = max(present[i], held.present)
         return present
 
     def open_mapped(self, region: Region) -> int:
@@ -519,6 +523,8 @@ def _no_fork(target: LiveProcess, max_pause: float | None, check_memory: bool) -
     """Why a fork is not even tried; empty if it is."""
     if target.answers_forks:
         return "it waits for its own forks by userfaultfd(2)"
+    if is_frozen(target.pid):
+        return "its cgroup is frozen: it could not run the system call"
     if not check_memory and max_pause is None:
         return ""
     cost = fork_cost(target)
