@@ -1,4 +1,5 @@
-"""The ledger of servers and a browser: its sum is what the kernel says, and little is doubted."""
+"""The ledger of servers and a browser: its sum is what the kernel says, and little is doubted; of a
+broken heap nothing is said that is not known."""
 
 from __future__ import annotations
 
@@ -16,8 +17,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import targets
 import test_real
 from fastdump.cli import cli
+from fastdump.dumped import Dumped
+from fastdump.ledger import FREE, LIVE, OWN, UNKNOWN
+from fastdump.malloc_glibc import walk_glibc
+from fastdump.selection import Rule
+from fastdump.sources import attach, open_source
+from fastdump.why import Why, why
 from test_real import child, stop
 from test_why import rss, told
 
@@ -54,6 +62,60 @@ def check(pid: int) -> None:
 def test_redis(tmp_path: Path) -> None:
     with test_real.redis(tmp_path) as running:
         check(running.pid)
+
+
+def buckets(page: Why) -> dict[str, int]:
+    return {bucket.name: bucket.bytes for bucket in page.ledger}
+
+
+def test_what_was_not_walked_is_unknown(in_tmp: Path) -> None:
+    """Behind a header that was overwritten nothing is known to be malloc's."""
+    with targets.start("arenas", 4) as target:
+        command = ["dump", str(target.pid), "-f", "core", "-o", "app.core"]
+        assert CliRunner().invoke(cli, command).exit_code == 0
+    with open_source("app.core") as source:
+        assert isinstance(source, Dumped)
+        before, heap = why(source, strings=False), walk_glibc(source)
+        assert heap
+        segment = heap.arenas[1].segments[0]
+        broken = segment.chunk_at(segment.start + (segment.end - segment.start) // 4)
+        assert broken
+        (place,) = (
+            s.file_offset + broken[0] + 8 - s.address
+            for s in source.slices
+            if s.address <= broken[0] < s.address + s.length
+        )
+    with open("app.core", "r+b") as file:
+        file.seek(place)
+        file.write(bytes(8))
+    with open_source("app.core") as source:
+        page = why(source, strings=False)
+    had, found = buckets(before), buckets(page)
+    assert any("no chunk at" in problem for problem in page.problems)
+    assert page.total == before.total
+    assert found[OWN] == had[OWN]
+    lost = had[LIVE] + had[FREE] - found[LIVE] - found[FREE]
+    assert found[UNKNOWN] - had[UNKNOWN] == lost > 100_000
+    assert page.heap
+    assert before.heap
+    assert page.heap.own_bytes == before.heap.own_bytes
+
+
+def test_what_was_not_read_is_unknown() -> None:
+    """What a rule leaves out, a heap or a part of a region, is resident all the same."""
+    with targets.start("arenas", 1) as target:
+        target.stop()
+        before = told(target.pid, strings=False)
+        with attach(target.pid) as source:
+            heap = next(region for region in source.regions if region.path == "[heap]")
+        middle = (heap.start + heap.end) // 2
+        for pattern in ("heap", f"{heap.start:x}-{middle:x}"):
+            page = told(target.pid, strings=False, rules=[Rule(False, pattern)])
+            assert page.total == pytest.approx(before.total, rel=0.002)
+            assert 0 <= buckets(page)[OWN] <= buckets(before)[OWN]
+            left_out = buckets(page)[UNKNOWN] - buckets(before)[UNKNOWN]
+            assert left_out > (middle - heap.start) // 2
+        target.resume()
 
 
 def needed(name: str) -> str:

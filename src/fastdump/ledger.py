@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastdump._heap import Segment
@@ -10,7 +10,7 @@ from fastdump.dumped import Dumped
 from fastdump.labels import Kind, Label
 from fastdump.live_source import LiveSource
 from fastdump.malloc_glibc import GlibcHeap
-from fastdump.region import Region
+from fastdump.region import Region, following
 from fastdump.source import Source
 
 LIVE = "live heap chunks"
@@ -37,19 +37,22 @@ class Bucket:
 
 
 class Ledger:
-    """Entered when memory has been read, and the walk of the heap is finished.
+    """Entered when memory has been read.
 
     Args:
-        heap: Whose chunks are told apart; None: no allocator is known.
+        heap: Whose chunks are told apart, walked to the end; None: no allocator is known.
     """
 
     def __init__(self, heap: GlibcHeap | None) -> None:
         self._heap = heap
-        self._arenas = {r.start for arena in heap.arenas for r in arena.heaps} if heap else set()
+        arenas = heap.arenas if heap else []
+        self._arenas = {r.start for arena in arenas for r in arena.heaps}
+        self._own = sorted(own for arena in arenas for own in arena.own_ranges())
+        self._own_starts = [own.start for own in self._own]
         self._totals = dict.fromkeys(BUCKETS, 0)
         self._open: tuple[Segment, int, int] | None = None  # read of a segment so far
         self._read: dict[int, int] = {}  # of each region: bytes read,
-        self._chunks: dict[int, int] = {}  # and those of them in chunks
+        self._known: dict[int, int] = {}  # and those of them that malloc is known to have
 
     def enter(self, number: int, start: int, end: int) -> None:
         """A range of region *number* was read: it is resident."""
@@ -63,7 +66,16 @@ class Ledger:
             else:
                 self._close()
             self._open = segment, first, last
-            self._chunks[number] = self._chunks.get(number, 0) + last - max(start, first)
+            self._know(number, last - max(start, first))
+        for own in following(self._own, self._own_starts, start):
+            if own.start >= end:
+                break
+            length = max(min(end, own.end) - max(start, own.start), 0)
+            self._totals[OWN] += length
+            self._know(number, length)
+
+    def _know(self, number: int, length: int) -> None:
+        self._known[number] = self._known.get(number, 0) + length
 
     def _close(self) -> None:
         """Enter the chunks of what was read of a segment without a break."""
@@ -76,32 +88,38 @@ class Ledger:
         self._open = None
 
     def buckets(
-        self, source: Source, objects: Mapping[int, int], *, stacks_in_heap: bool = False
+        self,
+        source: Source,
+        objects: Mapping[int, int],
+        cut: Collection[int] = (),
+        *,
+        stacks_in_heap: bool = False,
     ) -> list[Bucket]:
         """All of them.
 
         Args:
             objects: For each region the objects of Python in it.
+            cut: The regions of which a part was left out, or could not be read.
             stacks_in_heap: The heap has the stacks of threads in it, as that of Go.
         """
         self._close()
         present = resident(source)
         totals = dict(self._totals)
         for number, (region, label) in enumerate(zip(source.regions, source.labels, strict=True)):
-            chunks = self._chunks.get(number, 0)
             found = present[number]
             if label.kind not in STACKS and not region.has_file:  # of a file, others may be too
-                found = self._read.get(number, found)
+                read = self._read.get(number, found)
+                found = max(found, read) if number in cut else read
             bucket = self._bucket(region, label, objects.get(number, 0))
             if stacks_in_heap and label.kind is Kind.THREAD_STACK:
                 bucket = UNKNOWN
-            totals[bucket] += found - chunks
+            totals[bucket] += found - self._known.get(number, 0)
         return [Bucket(name, totals[name]) for name in BUCKETS]
 
     def _bucket(self, region: Region, label: Label, objects: int) -> str:
-        """What a region is but for its chunks."""
+        """What a region is but for what malloc is known to have of it."""
         if region.start in self._arenas or (label.kind is Kind.HEAP and self._heap):
-            return OWN
+            return UNKNOWN  # it was not walked, or not read
         if label.kind in STACKS:
             return STACK
         if label.module:

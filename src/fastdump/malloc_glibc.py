@@ -61,6 +61,13 @@ class Arena:
     heaps: list[Range] = field(default_factory=list)
     own: int = 0
 
+    def own_ranges(self) -> Iterator[Range]:
+        """Where that lies: of a walk that broke, not what is behind it."""
+        for limits, segment in zip(self.heaps, self.segments, strict=True):
+            yield Range(limits.start, segment.start)
+            if limits.end - segment.next < PAGE_SIZE:
+                yield Range(segment.next, limits.end)
+
 
 @dataclass
 class GlibcHeap:
@@ -184,7 +191,7 @@ class GlibcWalk:
         for arena in heap.arenas:
             for limits, segment in zip(arena.heaps, arena.segments, strict=True):
                 self._walk(segment, limits.end)
-                arena.own += limits.end - limits.start - (segment.next - segment.start)
+            arena.own = sum(end - start for start, end in arena.own_ranges())
         self._count(heap)
         self._check(heap, self._param)
         return heap

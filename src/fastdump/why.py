@@ -235,6 +235,7 @@ class _Inquiry:
         self._regions, self._labels = source.regions, source.labels
         self._choices = select(self._regions, self._labels, Preset.DATA, rules, with_libraries)
         self._modules = Modules(source)
+        self._cut = {number for number, choice in enumerate(self._choices) if choice.ranges}
         self._problems: list[str] = []
         self._gaps: list[Gap] = []
 
@@ -242,7 +243,6 @@ class _Inquiry:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
         self._heap = Heap(self._glibc.segments if self._glibc else [])
-        self._ledger = Ledger(self._glibc)
         modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
         words = Words(modules, self._heap, self._chunks)
         python = find_cpython(self._source)
@@ -255,7 +255,9 @@ class _Inquiry:
         foreign = allocators(self._source, pointers)
         result = Why(
             name=self._source.name,
-            ledger=self._ledger.buckets(self._source, objects, stacks_in_heap=GO in foreign),
+            ledger=self._ledger.buckets(
+                self._source, objects, self._cut, stacks_in_heap=GO in foreign
+            ),
             rss=_rss(self._source),
             heap=self._glibc,
             modules=self._module_shares(words, sizes),
@@ -338,11 +340,15 @@ class _Inquiry:
             metaclasses = python.metaclasses(Heap([]))  # which chunks are free is not known yet
             python.add_types([python.type_type])
         words.feed_types(metaclasses)
-        for _, where in self._scanned():
-            self._gaps += self._source.pour(where, words)
+        for number, where in self._scanned():
+            gaps = list(self._source.pour(where, words))
+            self._gaps += gaps
+            if gaps:
+                self._cut.add(number)
         words.feed_types(None)
         if self._glibc:
             walk.finish()
+        self._ledger = Ledger(self._glibc)
         for number, (start, end) in words.entered(self._regions):
             self._ledger.enter(number, start, end)
         if python and metaclasses:
