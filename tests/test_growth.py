@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 import targets
 from fastdump.cli import cli, main
-from fastdump.growth import growth, suspects
+from fastdump.growth import Series, growth, suspects
 from test_real import child
 from test_why import told
 
@@ -47,6 +48,31 @@ def test_what_is_new_or_gone_counts_from_nothing() -> None:
     (found,) = growth([new, page()], [0, 1])
     assert found.more_bytes == -300
     assert suspects([found]) == []
+
+
+def test_rows_of_one_name_are_one() -> None:
+    """Types of several modules, text that was cut alike: the largest is not lost."""
+    kind = {"language": "C++", "name": "Item", "objects": 10, "example": 1}
+    old = page(
+        types=[{**kind, "module": "a.so", "bytes": 500}, {**kind, "module": "b.so", "bytes": 100}],
+        templates=[{"text": "<html>", "strings": 2, "bytes": n} for n in (900, 800)],
+    )
+    new = copy.deepcopy(old)
+    new["types"][0].update(bytes=5000, objects=100, example=0xABC)
+    new["templates"][0].update(bytes=9000, strings=20)
+    item, text = growth([old, new], [0, 1])[::-1]
+    assert (item.name, item.bytes, item.counts) == ("C++ Item", [600, 5100], [20, 110])
+    assert " abc " in item.command
+    assert (text.name, text.bytes, text.counts) == ("<html>", [1700, 9800], [4, 22])
+
+
+def test_what_comes_and_goes_is_forgotten() -> None:
+    series = Series()
+    for number in range(100):
+        text = [{"text": f"{n} of # / {number}", "strings": 9, "bytes": 900} for n in range(50)]
+        series.add(page(templates=text, ledger=[{"name": "stacks", "bytes": number}]), number)
+    assert len(series._rows) == 101
+    assert [len(each.bytes) for each in series.grown()] == [100] * 101
 
 
 def test_a_map_of_sessions_is_the_first_suspect() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,72 @@ class Grown:
         return self.counts[-1] - self.counts[0]
 
 
+class _Row:
+    """One thing in each page so far, in columns."""
+
+    def __init__(self, pages: int) -> None:
+        self.bytes, self.counts = array("q", [0] * pages), array("q", [0] * pages)
+        self.command = ""
+
+    def next_page(self) -> None:
+        self.bytes.append(0)
+        self.counts.append(0)
+        self.command = ""
+
+    @property
+    def has_changed(self) -> bool:
+        return (self.bytes[0], self.counts[0]) != (self.bytes[-1], self.counts[-1])
+
+
+class Series:
+    """Pages of one program, made one after the other; 16 bytes of each row of them are kept."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._rows: dict[tuple[str, str], _Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    @property
+    def seconds(self) -> float:
+        """From the first page to the last."""
+        return self._times[-1] - self._times[0]
+
+    def add(self, page: Mapping[str, Any], time: float) -> None:
+        """Take the next page, as of ``fastdump why --json``, which was made at a *time* in seconds.
+
+        Its rows of one name are summed: a type of several modules, text that was cut alike.
+
+        Raises:
+            AttributeError, LookupError, OverflowError, TypeError, ValueError: It is no page.
+        """
+        self._times.append(time)
+        for row in self._rows.values():
+            row.next_page()
+        for (kind, name), (length, count, command) in _rows(page):
+            if not isinstance(name, str):
+                raise TypeError(f"{name!r} is no name of a {kind}")
+            if (kind, name) not in self._rows:
+                self._rows[kind, name] = _Row(len(self))
+            row = self._rows[kind, name]
+            row.bytes[-1] += length
+            row.counts[-1] += count
+            row.command = row.command or command  # of the largest, which comes first
+        # What came and went is forgotten: of text there may be more without end.
+        self._rows = {k: row for k, row in self._rows.items() if row.command or row.has_changed}
+
+    def grown(self) -> list[Grown]:
+        """What differs between the first page and the last, what grew most first."""
+        found = []
+        for (kind, name), row in self._rows.items():
+            if row.has_changed:
+                lengths, counts = list(row.bytes), list(row.counts)
+                steady = _is_steady(self._times, lengths if any(lengths) else counts)
+                found.append(Grown(kind, name, lengths, counts, steady, row.command))
+        return sorted(found, key=lambda g: (-g.more_bytes, -g.more, g.kind, g.name))
+
+
 def growth(pages: Sequence[Mapping[str, Any]], times: Sequence[float]) -> list[Grown]:
     """What differs between the first and the last of *pages*, what grew most first.
 
@@ -49,17 +116,10 @@ def growth(pages: Sequence[Mapping[str, Any]], times: Sequence[float]) -> list[G
         pages: As of ``fastdump why --json``, of one program.
         times: When each was made, in seconds.
     """
-    tables = [dict(_rows(page)) for page in pages]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    found = []
-    for kind, name in keys:
-        rows = [table.get((kind, name), (0, 0, "")) for table in tables]
-        lengths, counts = [row[0] for row in rows], [row[1] for row in rows]
-        if lengths[0] == lengths[-1] and counts[0] == counts[-1]:
-            continue
-        steady = _is_steady(times, lengths if any(lengths) else counts)
-        found.append(Grown(kind, name, lengths, counts, steady, rows[-1][2]))
-    return sorted(found, key=lambda g: (-g.more_bytes, -g.more, g.kind, g.name))
+    series = Series()
+    for page, time in zip(pages, times, strict=True):
+        series.add(page, time)
+    return series.grown()
 
 
 def _rows(page: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[int, int, str]]]:
