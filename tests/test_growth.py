@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import shlex
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 import targets
-from fastdump.cli import cli, main
+from fastdump.cli import cli, main, why_command
+from fastdump.errors import CorruptDump
 from fastdump.growth import Series, growth, suspects
+from fastdump.source import Source
+from fastdump.text import size
+from fastdump.why import Why, why
 from test_real import child
 from test_why import told
 
@@ -148,7 +156,143 @@ def test_every_looks_again() -> None:
     assert lines.count("\n\n") >= 2
 
 
-@pytest.mark.parametrize("text", ["{}", '{"version": 1}', "{", '{"version": 2}', '{"ledger": 5}'])
+@pytest.mark.parametrize("code", [4, 130])
+def test_samples_that_are_cut_off_are_told(
+    code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the target ends or the user has had enough. Pages of before are not kept."""
+    pages = list[weakref.ref[Why]]()
+    with targets.start("sessions") as target:
+
+        def look(source: Source, **options: Any) -> Why:
+            if len(pages) == 2:
+                assert not any(found() for found in pages)
+                if code == 130:
+                    raise KeyboardInterrupt
+                target.kill()
+            found = why(source, **options)
+            pages.append(weakref.ref(found))
+            if len(pages) == 1:
+                target.send(b"x")
+                target.read_truth()
+            return found
+
+        monkeypatch.setattr(why_command, "why", look)
+        command = ["why", str(target.pid), "--no-strings", "--json", "--every", "1ms"]
+        with pytest.raises(SystemExit) as end:
+            main(command)
+    assert end.value.code == code
+    grown = json.loads(capsys.readouterr().out)
+    (session,) = (each for each in grown if each["name"] == "C++ Session")
+    assert session["counts"][1] - session["counts"][0] == 20_000
+    assert len(session["bytes"]) == 2
+
+
+def test_what_is_not_sure_is_told(in_tmp: Path) -> None:
+    """A walk that broke is no shrinkage: each look says what it could not make out."""
+    with targets.start("sessions") as target:
+        saved = told(target.pid, count=500).to_json()
+    Path("sure.json").write_text(json.dumps(saved))
+    saved["problems"] = ["malloc has no chunk at 0x10, where one must be \x1b"]
+    Path("unsure.json").write_text(json.dumps(saved))
+    sentence = "not sure: unsure.json: malloc has no chunk at 0x10, where one must be \\x1b\n"
+    for names in (["sure.json", "unsure.json"], ["unsure.json", "sure.json"]):
+        found = CliRunner().invoke(cli, ["diff", *names])
+        assert f"\n{sentence}" in found.stdout
+        found = CliRunner().invoke(cli, ["diff", *names, "--json"])
+        assert f"fastdump: {sentence}" in found.stderr
+        assert json.loads(found.stdout) == []
+
+
+def test_what_is_swapped_out_is_no_shrinkage(in_tmp: Path) -> None:
+    """Of a dump whose heap was swapped, and left out for want of room."""
+    with targets.start("sessions") as target:
+        for name in ("before", "behind"):
+            command = ["dump", str(target.pid), "-q", "-f", "raw", "-o", name]
+            assert CliRunner().invoke(cli, command).exit_code == 0
+    manifest = json.loads(Path("behind/manifest.json").read_text())
+    heap = next(region for region in manifest["regions"] if region["label"] == "heap")
+    gap = {"start": heap["start"], "end": heap["end"], "reason": "swapped", "errno": 0}
+    Path("behind/manifest.json").write_text(json.dumps({**manifest, "gaps": [gap]}))
+    found = CliRunner().invoke(cli, ["diff", "before", "behind"])
+    length = size(int(heap["end"], 16) - int(heap["start"], 16))
+    assert f"not sure: behind: {length} are swapped out, and were not read\n" in found.stdout
+
+
+def test_every_says_what_is_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first look and the last."""
+    numbers = itertools.count()
+
+    def look(source: Source, **options: Any) -> Why:
+        found = why(source, **options)
+        found.problems.append(f"look {next(numbers)}")
+        return found
+
+    monkeypatch.setattr(why_command, "why", look)
+    with targets.start("sessions") as target:
+        command = ["why", str(target.pid), "--no-strings", "--every", "1ms", "--count", "3"]
+        lines = CliRunner().invoke(cli, command).stdout.splitlines()
+    unsure = [line for line in lines if line.startswith("not sure: ")]
+    assert unsure == [f"not sure: look {n}" for n in (0, 1, 0, 2)]
+
+
+def leaves(found: Any) -> Iterator[tuple[Any, Any]]:
+    """Where each value of a page lies: its container, and its key there."""
+    for key, value in found.items() if isinstance(found, dict) else enumerate(found):
+        yield found, key
+        if isinstance(value, (dict, list)):
+            yield from leaves(value)
+
+
+def test_a_page_of_wrong_types_is_refused(in_tmp: Path) -> None:
+    """Whichever of its values is of another type: it is told, or does not matter."""
+    row: dict[str, Any] = dict.fromkeys(("language", "name", "path", "text", "module"), "x")
+    row |= dict.fromkeys(("bytes", "chunks", "objects", "strings", "size", "example"), 8)
+    tables = {name: [row] for name in ("ledger", "modules", "types", "sizes", "templates")}
+    gap = {"start": 0, "end": 8, "reason": "swapped", "errno": 0}
+    whole = page(**tables, gaps=[gap], problems=["one"])
+    Path("new.json").write_text(json.dumps(page(gaps=[], problems=[])))
+    codes = set()
+    for number in range(len(list(leaves(whole)))):
+        for wrong in (None, "text", 1.5, [], {}, [[]], 1 << 70, 7):
+            damaged = json.loads(json.dumps(whole))
+            found, key = list(leaves(damaged))[number]
+            found[key] = wrong
+            Path("old.json").write_text(json.dumps(damaged))
+            run = CliRunner().invoke(cli, ["diff", "old.json", "new.json"])
+            assert isinstance(run.exception, (CorruptDump, SystemExit, type(None))), damaged
+            codes.add(
+                CorruptDump.exit_code if isinstance(run.exception, CorruptDump) else run.exit_code
+            )
+    assert codes == {0, 6}
+
+
+def test_every_command_that_is_suggested_works(in_tmp: Path) -> None:
+    """Of a dump, whatever its name is."""
+    name = "it's a $HOME `dump`.core"
+    with targets.start("objects") as target:
+        made = CliRunner().invoke(cli, ["dump", str(target.pid), "-q", "-f", "core", "-o", name])
+        assert made.exit_code == 0
+    found = json.loads(CliRunner().invoke(cli, ["why", name, "--json"]).stdout)
+    commands = {each["command"] for each in found["suspects"]}
+    commands |= {each.command for each in growth([page(), found], [0, 1])}
+    lines = CliRunner().invoke(cli, ["leaks", name]).stdout.splitlines()
+    commands |= {
+        line.strip().replace("LATER", shlex.quote(name)) for line in lines if "  fastdump" in line
+    }
+    assert {command.split()[1] for command in commands} == {
+        "hexdump", "strings", "info", "why", "diff"
+    }  # fmt: skip
+    for command in {shlex.split(command)[1]: command for command in commands}.values():
+        program, *words = shlex.split(command)
+        assert program == "fastdump"
+        assert CliRunner().invoke(cli, words).exit_code == 0, command
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"version": 1}', "{", '{"version": 2}', '{"ledger": 5}', '{"a":' + "[" * 100_000],
+)
 def test_what_is_no_page_is_refused(text: str, in_tmp: Path) -> None:
     Path("page.json").write_text(text)
     with pytest.raises(SystemExit) as end:

@@ -45,7 +45,7 @@ RUNS = {
 SHOWN = {"maps", "strings", "search", "hexdump", "why", "diff", "info"}
 # Of a dump whose manifest gives the reason of a gap.
 GAPS = ["hexdump BROKEN [heap]", "strings BROKEN", "search BROKEN behind", "info BROKEN"]
-GAPS += ["report BROKEN --force", "extract BROKEN [heap] -o bytes --force"]
+GAPS += ["why BROKEN", "report BROKEN --force", "extract BROKEN [heap] -o bytes --force"]
 REASON = SEQUENCE.decode() + "[bold]"
 
 

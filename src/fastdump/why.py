@@ -277,6 +277,9 @@ class _Inquiry:
             f"{name} is in use: which of its memory is free is not known" for name in foreign
         ]
         self._problems += pointers.problems
+        swapped = sum(gap.end - gap.start for gap in self._gaps if gap.reason == "swapped")
+        if swapped:
+            self._problems.append(f"{size(swapped)} are swapped out, and were not read")
         if words.lost:
             self._problems.append(f"{words.lost} pointers into modules had no room in the table")
         result.suspects = _suspects(result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -38,16 +37,19 @@ def command(old: str, new: str, count: int, as_json: bool, debuginfod: bool) -> 
 
     Each is a page that `fastdump why PID --save FILE` wrote, or a pid or a dump.
     """
-    pages = [_page(name, debuginfod) for name in (old, new)]
-    grown = growth(pages, [0, 1])
-    if as_json:
-        click.echo(json.dumps([asdict(each) for each in grown], indent=2))
-    else:
-        print_growth(grown, count)
-    missed = [Missed([Gap(**gap) for gap in page["gaps"]]) for page in pages]
+    names = old, new
+    pages = [_page(name, debuginfod) for name in names]
+    both = zip(names, pages, strict=True)
+    problems = [f"{name}: {problem}" for name, page in both for problem in page["problems"]]
+    print_growth(growth(pages, [0, 1]), problems, count, as_json=as_json)
+    missed = [_missed(page) for page in pages]
     for found in missed:
         complain_of_gaps(found)
     return max(found.exit_code for found in missed)
+
+
+def _missed(page: Mapping[str, Any]) -> Missed:
+    return Missed([Gap(**gap) for gap in page["gaps"]])
 
 
 def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
@@ -70,9 +72,11 @@ def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
 def _checked(name: str, text: bytes) -> Mapping[str, Any]:
     try:
         page: Mapping[str, Any] = json.loads(text)
-        growth([page, page], [0, 1])
-        [Gap(**gap) for gap in page["gaps"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        growth([page], [0])
+        told = [_missed(page).loss, *page["problems"]]
+        if not all(isinstance(each, str) for each in told):
+            raise TypeError("a problem is a sentence")
+    except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError):
         raise CorruptDump(
             f"{name} is no page that `fastdump why --save` wrote", "name one, a pid, or a dump"
         ) from None

@@ -1,8 +1,10 @@
-"""What grew, for people: a table, and sentences."""
+"""What grew, for people: a table, and sentences; or as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import click
 
@@ -14,12 +16,33 @@ from fastdump.text import cut, printable, size
 _MOST_TEXT = 80
 
 
-def print_growth(grown: Sequence[Grown], count: int, seconds: float | None = None) -> None:
-    """Print the *count* things that grew most, and the suspects among them.
+def print_growth(
+    grown: Sequence[Grown],
+    problems: Iterable[str],
+    count: int,
+    seconds: float | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Print the *count* things that grew most, and the suspects among them; as JSON all of them.
 
     Args:
+        problems: Of the pages that were compared: growth may be what was not found in one of them.
         seconds: Between the first and the last page; None if it is not known.
     """
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in grown], indent=2))
+    else:
+        _print_table(grown, count)
+    for problem in problems:
+        before = "fastdump: " if as_json else "\n"
+        click.echo(f"{before}not sure: {printable(problem)}", err=as_json)
+    if not as_json:
+        for each in suspects(grown, 3):
+            click.echo(f"\n{_sentence(each, seconds)}\n  {printable(each.command)}")
+
+
+def _print_table(grown: Sequence[Grown], count: int) -> None:
     more = [g for g in grown if g.more_bytes > 0 or g.more > 0]
     if not more:
         click.echo("nothing grew")
@@ -35,8 +58,6 @@ def print_growth(grown: Sequence[Grown], count: int, seconds: float | None = Non
         for each in more[:count]
     ]
     print_table(("bytes", "objects", "what", "growth", "name"), rows, right=(0, 1))
-    for each in suspects(grown, 3):
-        click.echo(f"\n{_sentence(each, seconds)}\n  {printable(each.command)}")
 
 
 def _sentence(each: Grown, seconds: float | None) -> str:

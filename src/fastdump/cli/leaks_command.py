@@ -20,7 +20,7 @@ from fastdump.cli.options import (
 )
 from fastdump.cli.table import print_table
 from fastdump.leaks import Leaks, leaks
-from fastdump.text import cut, printable, share, size
+from fastdump.text import cut, printable, share, size, suggested
 
 _MOST_TEXT = 60
 
@@ -106,12 +106,12 @@ def _next(found: Leaks) -> Iterator[tuple[str, str]]:
     """Sentences, each with the command that shows more."""
     name = found.name
     if found.rows:
-        command = f"fastdump hexdump {name} {found.rows[0].example:x} --follow-pointers"
+        command = suggested("hexdump", name, f"{found.rows[0].example:x} --follow-pointers")
         yield "What is in one of the first row:", command
     reachable = found.reachable.bytes
     kept = f"{size(reachable)}, {share(reachable, found.live.bytes)}, are reachable"
-    yield f"{kept}: memory may grow there too. What it holds:", f"fastdump why {name}"
+    yield f"{kept}: memory may grow there too. What it holds:", suggested("why", name)
     if found.pause:
-        yield "What grows, reachable or not:", f"fastdump why {name} --every 60s"
+        yield "What grows, reachable or not:", suggested("why", name, "--every 60s")
     else:
-        yield "What grew, reachable or not, up to a later dump:", f"fastdump diff {name} LATER"
+        yield "What grew, reachable or not, up to a later dump:", suggested("diff", name, "LATER")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -27,7 +26,7 @@ from fastdump.cli.options import (
 )
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError
-from fastdump.growth import LONG, growth
+from fastdump.growth import LONG, Series
 from fastdump.outputs import STANDARD_OUTPUT, check_output, write_output
 from fastdump.text import cut, printable, share, size
 from fastdump.why import Why, why
@@ -147,25 +146,34 @@ def command(
 
 
 def _watch(look: Callable[[], Why], every: float, samples: int, count: int, as_json: bool) -> int:
-    """Look several times; tell what grew so far after each but the first."""
-    pages: list[Why] = []
-    times: list[float] = []
-    while True:
-        times.append(time.monotonic())
-        pages.append(look())
-        last = len(pages) == samples
-        if len(pages) > 1 and (last or not as_json):
-            grown = growth([page.to_json() for page in pages], times)
-            if as_json:
-                click.echo(json.dumps([asdict(each) for each in grown], indent=2))
-            else:
-                print_growth(grown, count, times[-1] - times[0])
+    """Look several times; tell what grew so far after each but the first, as JSON at the end."""
+    series, code = Series(), 0
+    first: list[str] = []
+    last: list[str] = []
+
+    def tell() -> None:
+        problems = dict.fromkeys([*first, *last])
+        print_growth(series.grown(), problems, count, series.seconds, as_json=as_json)
+
+    due = time.monotonic()
+    try:
+        for number in range(samples):
+            time.sleep(max(due - time.monotonic(), 0))
+            begun = time.monotonic()
+            due = begun + every
+            page = look()
+            series.add(page.to_json(), begun)
+            first, last = first if number else page.problems, page.problems
+            code = max(code, page.exit_code)
+            complain_of_gaps(page)
+            del page  # it knows every chunk: the next one needs the room
+            if number and not as_json:
+                tell()
                 click.echo()
-        if last:
-            for page in pages:
-                complain_of_gaps(page)
-            return max(page.exit_code for page in pages)
-        time.sleep(max(times[-1] + every - time.monotonic(), 0))
+    finally:  # the target may be gone, the user may have had enough
+        if as_json and len(series) > 1:
+            tell()
+    return code
 
 
 def _print(found: Why, count: int) -> None:
