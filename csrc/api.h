@@ -770,6 +770,17 @@ void fastdump_words_settle(struct fastdump_words *words);
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier);
 
+#define FASTDUMP_BESIDE 16 /* words */
+
+/*
+ * Count the pointers to the beginnings of chunks which have an owner: FASTDUMP_MODULES counts for
+ * each owner, by the module that a pointer lies in: module, if it is not 0; else the owner of its
+ * chunk; else, outside of the heap, the other module that the nearest word beside it points to. Up
+ * to a block whose words are not kept.
+ */
+void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
+                            uint32_t module, uint64_t *counts_ret);
+
 /*
  * Objects of CPython, by their type.
  */

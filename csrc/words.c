@@ -366,6 +366,59 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kep
     return news;
 }
 
+/* The module, other than owner, that the nearest word of a block by word i points to; or 0. */
+static uint32_t module_beside(struct fastdump_words *words, const uint64_t *found,
+                              const uint16_t *indexes, uint32_t count, uint32_t i, uint32_t owner) {
+    uint32_t before = i, after = i + 1;
+    for (;;) {
+        uint32_t back = before ? indexes[i] - indexes[before - 1] : UINT32_MAX;
+        uint32_t on = after < count ? indexes[after] - indexes[i] : UINT32_MAX;
+        if (back > FASTDUMP_BESIDE && on > FASTDUMP_BESIDE)
+            return 0;
+        uint64_t word = found[back < on ? --before : after++];
+        if (!fastdump_is_in(words->module_windows, word))
+            continue;
+        uint32_t module =
+            fastdump_module_at(words->ranges, words->range_count, &words->last_range, word);
+        if (module && module != owner)
+            return module;
+    }
+}
+
+void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
+                            uint32_t module, uint64_t *counts_ret) {
+    struct fastdump_place *place = &words->place, *target = &words->target;
+    for (; kept->block < kept->count; kept->block++) {
+        const struct fastdump_block *block = &kept->blocks[kept->block];
+        if (block->count == FASTDUMP_TOO_MANY)
+            return;
+        const uint64_t *found = kept->words + kept->word;
+        const uint16_t *indexes = kept->indexes + kept->word;
+        for (uint32_t i = 0; i < block->count; i++) {
+            uint64_t word = found[i], at = block->address + indexes[i] * 8ull;
+            if (!fastdump_is_in(words->heap_windows, word))
+                continue;
+            uint64_t chunk = word - FASTDUMP_CHUNK_HEADER;
+            struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, chunk);
+            if (!segment || fastdump_chunk_of(segment, chunk) != chunk ||
+                fastdump_chunk_is_free(segment, chunk))
+                continue;
+            uint32_t owner = *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1), from = module;
+            if (owner && !module) {
+                if (!is_at(place, at))
+                    move_to(place, &words->heap, at);
+                if (place->live)
+                    from = place->segment
+                               ? *owner_of(place->segment, place->chunk) & (FASTDUMP_NOT_DIRECT - 1)
+                               : module_beside(words, found, indexes, block->count, i, owner);
+            }
+            if (owner && from)
+                counts_ret[owner * FASTDUMP_MODULES + from]++;
+        }
+        kept->word += block->count;
+    }
+}
+
 /* --- types ------------------------------------------------------------------------------ */
 
 #define MOST_ITEMS (1ull << 40)

@@ -47,6 +47,7 @@ _CAPACITY = 1 << 18
 _MOST_PLACES = 1 << 18
 _WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
+_MOST_SAMPLED = 64 << 20  # bytes
 
 
 class Hit(NamedTuple):
@@ -279,20 +280,25 @@ class Words:
         )
         words.blocks_used = words.kept_used = 0
 
-    def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
-        """What was entered, in its order: of each region, whose number comes first, what joins."""
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Address and length of all that was entered, in its order."""
         self._take()
-        number, start, end = 0, 0, 0
         for blocks, _, _ in self._kept:
             for address, length, _ in _BLOCK.iter_unpack(blocks):
-                if address == end < regions[number].end:
-                    end += length
-                    continue
-                if end:
-                    yield number, Range(start, end)
-                start, end = address, address + length
-                while regions[number].end <= start:
-                    number += 1
+                yield address, length
+
+    def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
+        """What was entered, in its order: of each region, whose number comes first, what joins."""
+        number, start, end = 0, 0, 0
+        for address, length in self._blocks():
+            if address == end < regions[number].end:
+                end += length
+                continue
+            if end:
+                yield number, Range(start, end)
+            start, end = address, address + length
+            while regions[number].end <= start:
+                number += 1
         if end:
             yield number, Range(start, end)
 
@@ -348,6 +354,22 @@ class Words:
             lib.fastdump_words_follow(self._words, kept, module, GLOBAL)
             for kept in self._dense(where)
         )
+
+    def holders(self, data: Iterable[tuple[Range, int]]) -> list[list[int]]:
+        """For each module how many pointers to its chunks lie with which module; of a sample.
+
+        Args:
+            data: Of modules, each with its number: there all pointers count.
+        """
+        counts = ffi.new("uint64_t[]", (MOST_MODULES + 1) ** 2)
+        total = sum(length for _, length in self._blocks())
+        sample = itertools.islice(self._blocks(), 0, None, total // _MOST_SAMPLED + 1)
+        ranges = ((Range(address, address + length), 0) for address, length in sample)
+        for where, module in itertools.chain(ranges, data):
+            for kept in self._dense(where):
+                lib.fastdump_words_holders(self._words, kept, module, counts)
+        width = MOST_MODULES + 1
+        return [list(counts[at : at + width]) for at in range(0, len(counts), width)]
 
     @property
     def hits(self) -> list[Hit]:

@@ -47,12 +47,14 @@ _MOST_TARGETS = 2048  # that are looked at for types
 # Of live bytes: with less than that without an owner, no further chunk is looked for.
 _ENOUGH = 0.01
 _MOST_ROUNDS = 3
+_STANDS_OUT = 0.05  # of the pointers to the chunks of a module: what another one has
 
 
 @dataclass
 class ModuleShare:
     """The live chunks that a module owns; ``tiers``: bytes by how sure that is. Bytes.
 
+    ``pointed_from``: the other module that most pointers to its chunks lie with, if one stands out.
     ``sizes``: its chunks by size; likewise of a type those that have a chunk to themselves.
     """
 
@@ -62,6 +64,7 @@ class ModuleShare:
     tiers: dict[str, int]
     example: int
     sizes: list[SizeClass]
+    pointed_from: str
 
 
 @dataclass
@@ -391,15 +394,20 @@ class _Inquiry:
         """By what chunks point to, then from chunk to chunk."""
         words.count()
         words.follow(PARENT)
-        for region, label in zip(self._regions, self._labels, strict=True):
-            module = self._modules.numbers.get(label.module, 0)
-            if module and region.writable and region.private:
-                words.follow_data(Range(region.start, region.end), module)
+        for where, module in self._module_data():
+            words.follow_data(where, module)
         for _ in range(_MOST_ROUNDS):
             if not self._glibc or self._unowned(words) <= self._glibc.live_bytes * _ENOUGH:
                 break
             if not words.follow(FURTHER):
                 break
+
+    def _module_data(self) -> Iterator[tuple[Range, int]]:
+        """Writable data of modules, each with the number of its module."""
+        for region, label in zip(self._regions, self._labels, strict=True):
+            module = self._modules.numbers.get(label.module, 0)
+            if module and region.writable and region.private:
+                yield Range(region.start, region.end), module
 
     def _unowned(self, words: Words) -> int:
         assert self._glibc
@@ -408,7 +416,10 @@ class _Inquiry:
     # --- tables --------------------------------------------------------------------------
 
     def _module_shares(self, words: Words, sizes: Sequence[list[SizeClass]]) -> list[ModuleShare]:
+        if not self._glibc:
+            return []
         found = []
+        holders = words.holders(self._module_data())
         both = zip(self._modules.paths, words.owned, strict=False)
         for number, (path, owned) in enumerate(both):
             if sum(owned.chunks):
@@ -421,6 +432,7 @@ class _Inquiry:
                         tiers=dict(zip(TIERS, owned.bytes, strict=True)),
                         example=owned.example[most],
                         sizes=sizes[number],
+                        pointed_from=self._modules.paths[_holder(holders[number], number)],
                     )
                 )
         return sorted(found, key=lambda m: -m.bytes)
@@ -473,12 +485,29 @@ class _Inquiry:
         ]
 
 
+def _holder(counts: Sequence[int], number: int) -> int:
+    """The other module that most of the pointers to the chunks of one lie with, or 0."""
+    most = max(range(len(counts)), key=lambda n: -1 if n == number else counts[n])
+    return most if counts[most] > sum(counts) * _STANDS_OUT else 0
+
+
 def _with_sizes(found: ModuleShare | TypeShare) -> dict[str, Any]:
     return {**asdict(found), "sizes": [each._asdict() for each in found.sizes]}
 
 
 def _rss(source: Source) -> int:
     return source.process.growth().rss if isinstance(source, LiveSource) else 0
+
+
+def _held(module: ModuleShare) -> str:
+    most = max(module.sizes, key=lambda each: each.bytes)
+    parts = [f"{short_name(module.path)} holds {size(module.bytes)} in {module.chunks:,} chunks"]
+    if most.chunks < module.chunks:
+        parts.append(f", {size(most.bytes)} of it in {most.chunks:,}")
+    parts.append(f" of about {size(most.bytes // most.chunks)}")
+    if module.pointed_from:
+        parts.append(f", pointed to from {short_name(module.pointed_from)}")
+    return "".join(parts)
 
 
 def _suspects(found: Why) -> list[Suspect]:
@@ -493,8 +522,7 @@ def _suspects(found: Why) -> list[Suspect]:
         if module.bytes > total / 20:
             suspect(
                 module.bytes,
-                f"{short_name(module.path)} holds {size(module.bytes)} in {module.chunks:,} chunks "
-                f"of about {size(module.bytes // module.chunks)}",
+                _held(module),
                 suggested("hexdump", name, f"{module.example:x} --follow-pointers"),
             )
     for each in found.types[:3]:
