@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,13 @@ import pytest
 import fastdump
 import targets
 from fastdump._native import Gap
+from fastdump.dumped import Dumped
+from fastdump.extract import extract
+from fastdump.frames import Frames
+from fastdump.raw_source import PackedFile
 from fastdump.source import Chunk, Zeros
+from fastdump.sources import open_source
+from fastdump.storage import Lost, Storage
 from test_formats import FORMATS_WITH_OUTPUT, run_well
 
 SUFFIX = {"core": ".core", "lz4": ".core.lz4", "raw": ".raw", "raw-lz4": ".raw-lz4"}
@@ -200,6 +207,93 @@ def test_what_a_damaged_dump_has_lost_becomes_a_gap(dumps: dict[str, Path], tmp_
             if not any(start <= at < end for start, end in lost)
         }
         assert without_zeros(salvaged) == expected
+
+
+class Failing(Storage):
+    """A storage of which some bytes cannot be read any more."""
+
+    def __init__(self, inner: Storage, start: int, end: int) -> None:
+        self.inner, self.size, self.start, self.end = inner, inner.size, start, end
+
+    def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
+        stop = offset + length
+        first = min(max(self.start, offset), stop)
+        last = max(min(self.end, stop), first)
+        yield from self.inner.parts(offset, first - offset)
+        if first < last:
+            yield Lost(last - first, "Input/output error")
+        yield from self.inner.parts(last, stop - last)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.parametrize("first", ["core", "raw"])
+@pytest.mark.parametrize("second", FORMATS_WITH_OUTPUT)
+def test_what_cannot_be_read_on_the_way_becomes_a_gap(
+    dumps: dict[str, Path], tmp_path: Path, first: str, second: str
+) -> None:
+    """A bad sector, or a server that fails: there is no checksum that tells before."""
+    output = tmp_path / f"other{SUFFIX[second]}"
+    with open_source(str(dumps[first])) as source:
+        assert isinstance(source, Dumped)
+        s = next(s for s in source.slices if s.length > 16384 and any(source.read(s.address, 8192)))
+        lost = (s.address + 4096, s.address + 12288)
+        source.storages = list(source.storages)
+        source.storages[s.file] = Failing(
+            source.storages[s.file], s.file_offset + 4096, s.file_offset + 12288
+        )
+        report = extract(source, second, str(output))
+    assert report.exit_code == 3
+    assert [tuple(gap) for gap in report.lost] == [(*lost, "Input/output error", 0)]
+    whole, salvaged = memory_of(dumps[first]), memory_of(output)
+    assert set(gaps_of(salvaged)) - set(gaps_of(whole)) == {(*lost, "Input/output error", 0)}
+    expected = {at: p for at, p in without_zeros(whole).items() if not lost[0] <= at < lost[1]}
+    assert without_zeros(salvaged) == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "none left"])
+def test_a_packed_file_that_ends_early_is_not_whole(
+    dumps: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    folder = shutil.copytree(dumps["raw-lz4"], tmp_path / "damaged.raw-lz4")
+    with open_source(str(folder)) as source:
+        assert isinstance(source, Dumped)
+        s = max(source.slices, key=lambda s: s.length)
+        packed = source.storages[s.file]
+        assert isinstance(packed, PackedFile)
+        assert isinstance(packed.opened, Frames)
+        assert packed.opened.count > 1
+        at, start = packed.opened.index.offsets[1], packed.opened.index.starts[1]
+    file = folder / packed.name
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        del content[-1:]
+        start = packed.opened.index.starts[-2]
+    elif damage == "header":
+        content[at + 6] ^= 1
+    else:  # the first frame is of a kind that cannot be read
+        content[4] &= ~8
+        start = 0
+    file.write_bytes(content)
+    told = json.loads(cli("info", folder, "--verify", "--json", code=6).stdout)
+    lost = [(int(gap["start"], 16), int(gap["end"], 16)) for gap in told["lost"]]
+    assert lost == [(s.address + start, s.address + s.length)]
+    assert b"all checksums" not in cli("info", folder, "--verify", code=6).stdout
+    for format in FORMATS_WITH_OUTPUT:
+        output = tmp_path / f"salvaged{SUFFIX[format]}"
+        cli("extract", folder, "-f", format, "-o", output, "-q", code=3)
+        salvaged, whole = memory_of(output), memory_of(dumps["raw-lz4"])
+        assert {g[:2] for g in gaps_of(salvaged)} - {g[:2] for g in gaps_of(whole)} == set(lost)
+        pages = without_zeros(whole)
+        expected = {at: p for at, p in pages.items() if not lost[0][0] <= at < lost[0][1]}
+        assert without_zeros(salvaged) == expected
+    # Without the manifest nothing tells how long it was, but that it was longer.
+    if damage == "cut":
+        (folder / "manifest.json").unlink()
+        told = json.loads(cli("info", folder, "--verify", "--json", code=6).stdout)
+        assert any(packed.name in problem for problem in told["problems"])
+        assert b"all checksums" not in cli("info", folder, "--verify", code=6).stdout
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.7, 0.999])

@@ -7,6 +7,7 @@ Regions, labels and gaps go with it in all cases; what a damaged dump has lost b
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import platform
@@ -42,7 +43,7 @@ from fastdump.source import NOT_IN_DUMP, Source, Zeros
 from fastdump.storage import Lost
 from fastdump.stream import Stream
 from fastdump.survey import pieces_of
-from fastdump.verify import verify
+from fastdump.verify import missing
 
 _FOLDER_PIECE = 4 << 20
 Progress = Callable[[int, int], None]
@@ -93,11 +94,12 @@ def extract(
     job = _Job(source, output, force, level, threads or usual_threads(), progress)
     try:
         if format in ("raw", "raw-lz4"):
-            content, size, lost = job.to_folder(packed=format == "raw-lz4")
+            content, size = job.to_folder(packed=format == "raw-lz4")
         else:
-            content, size, lost = job.to_core(packed=format == "lz4")
+            content, size = job.to_core(packed=format == "lz4")
     except OSError as error:
         raise output_failed(output, error) from None
+    lost = merged(sorted(job.lost))
     return ExtractReport(output, format, content, size, time.perf_counter() - begun, lost)
 
 
@@ -316,9 +318,21 @@ class _PackedFolder(_RawFolder):
         super().abort()
 
 
+@contextlib.contextmanager
+def _whole_or_nothing(sink: _Sink) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        sink.abort()  # does nothing once it is whole
+
+
 @dataclass
 class _Job:
-    """One call of :func:`extract`. Its results: bytes of content, bytes written, what is lost."""
+    """One call of :func:`extract`. Its results: bytes of content, bytes written.
+
+    Attributes:
+        lost: What the source should have, and has not; in no order.
+    """
 
     source: Dumped
     output: str
@@ -327,34 +341,38 @@ class _Job:
     threads: int
     progress: Progress
 
-    def to_core(self, packed: bool) -> tuple[int, int, list[Gap]]:
+    def __post_init__(self) -> None:
+        self.lost = missing(self.source)
+
+    def to_core(self, packed: bool) -> tuple[int, int]:
         source = self.source
         if isinstance(source, ElfCore) and not source.is_cut_off:
             size = source.storages[0].size
-            blocks = _content_blocks(source, size)
-            raw = source.manifest.raw if source.manifest else None
-            try:
-                return size, self._copy(self._core(packed), blocks, size, raw, strict=True), []
-            except Damaged:
-                if self.output == STANDARD_OUTPUT:
-                    raise CorruptDump(
-                        f"{source.name} is damaged: the output is not whole",
-                        "write to a file with -o: what is lost becomes a gap",
-                    ) from None
-        lost, _ = verify(source, self.threads)
-        manifest = manifest_of(source, lost)
+            sink = self._core(packed)
+            with contextlib.suppress(Damaged), _whole_or_nothing(sink):
+                self._copy(sink, _content_blocks(source, size), size, strict=True)
+                return size, sink.finish(source.manifest.raw if source.manifest else None)
+            if self.output == STANDARD_OUTPUT:
+                raise CorruptDump(
+                    f"{source.name} is damaged: the output is not whole",
+                    "write to a file with -o: what is lost becomes a gap",
+                )
         layout = _layout(source)
-        tail = layout.tail(manifest)
-        size = layout.end + len(tail)
         blocks = itertools.chain(
             _plain_blocks(layout.header, 0),
             (
                 Block(piece[0].offset, sum(s.length for s in piece), piece)
                 for piece in pieces_of(layout.slices, itertools.repeat(FRAME_SIZE))
             ),
-            _plain_blocks(tail, layout.end),
         )
-        return size, self._copy(self._core(packed), blocks, size, manifest), lost
+        sink = self._core(packed)
+        with _whole_or_nothing(sink):
+            self._copy(sink, blocks, layout.end)
+            manifest = manifest_of(source, self.lost)
+            tail = layout.tail(manifest)
+            for block in _plain_blocks(tail, layout.end):
+                sink.emit(*self._packed(sink, block))
+            return layout.end + len(tail), sink.finish(manifest)
 
     def _core(self, packed: bool) -> _Sink:
         output = open_output(self.output, self.force)
@@ -362,25 +380,18 @@ class _Job:
             return _PackedCore(output, self.level)
         return _SparseCore(output) if isinstance(output, PartFile) else _PlainCore(output)
 
-    def to_folder(self, packed: bool) -> tuple[int, int, list[Gap]]:
-        lost, _ = verify(self.source, self.threads)
+    def to_folder(self, packed: bool) -> tuple[int, int]:
         files: FileEntries = {}
         blocks = list(_file_blocks(self.source, packed, files))
         folder = open_folder(self.output, self.force)
         sink = _PackedFolder(folder, files, self.level) if packed else _RawFolder(folder, files)
         size = sum(block.length for block in blocks)
-        manifest = manifest_of(self.source, lost)
-        return size, self._copy(sink, iter(blocks), size, manifest), lost
+        with _whole_or_nothing(sink):
+            self._copy(sink, iter(blocks), size)
+            return size, sink.finish(manifest_of(self.source, self.lost))
 
-    def _copy(
-        self,
-        sink: _Sink,
-        blocks: Iterator[Block],
-        total: int,
-        manifest: dict[str, Any] | None,
-        strict: bool = False,
-    ) -> int:
-        """Read and write all blocks; the bytes written.
+    def _copy(self, sink: _Sink, blocks: Iterator[Block], total: int, strict: bool = False) -> None:
+        """Read and write all blocks; what is lost of them is known then.
 
         Raises:
             Damaged: Something is lost, and *strict*.
@@ -388,7 +399,7 @@ class _Job:
         done = 0
 
         def work(_: None, block: Block) -> tuple[bytes, Block]:
-            return sink.pack(b"".join(self._read(block, strict))), block
+            return self._packed(sink, block, strict)
 
         def advance(block: Block) -> None:
             nonlocal done
@@ -396,26 +407,29 @@ class _Job:
             self.progress(done, total)
 
         states = [None] * self.threads
-        try:
-            Crew(blocks, states, work, lambda result: sink.emit(*result), advance).run()
-            return sink.finish(manifest)
-        finally:
-            sink.abort()  # does nothing once it is whole
+        Crew(blocks, states, work, lambda result: sink.emit(*result), advance).run()
+
+    def _packed(self, sink: _Sink, block: Block, strict: bool = False) -> tuple[bytes, Block]:
+        return sink.pack(b"".join(self._read(block, strict))), block
 
     def _read(self, block: Block, strict: bool) -> Iterator[bytes | memoryview]:
-        """What a block holds; what is lost as zeros: it is a gap, elsewhere."""
+        """What a block holds; what is lost as zeros: it becomes a gap."""
         for part in block.parts:
             if isinstance(part, bytes):
                 yield part
                 continue
             storage = self.source.storages[max(part.file, 0)]
+            at = part.address
             for found in storage.parts(part.file_offset, part.length):
-                if isinstance(found, Lost):
-                    if strict:
-                        raise Damaged
-                    yield bytes(found.length)
-                else:
+                if not isinstance(found, Lost):
                     yield found
+                    at += len(found)
+                    continue
+                if strict:
+                    raise Damaged
+                self.lost.append(Gap(at, at + found.length, found.reason))
+                yield bytes(found.length)
+                at += found.length
 
 
 def _content_blocks(source: ElfCore, size: int) -> Iterator[Block]:

@@ -39,35 +39,36 @@ class PackedFile(Storage):
     """
 
     def __init__(self, folder: Folder, name: str, size: int | None) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self.name = folder, name
         self._frames: Frames | None = None
         self._lock = threading.Lock()
-        self.size = self._opened().size if size is None else size
+        self.size = self._open().size if size is None else size
 
-    def _opened(self) -> Frames:
+    def _open(self) -> Frames:
         with self._lock:
             if self._frames is None:
-                self._frames = Frames(self._folder.file(self._name), self._name)
+                self._frames = Frames(self._folder.file(self.name), self.name)
             return self._frames
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:
-        try:
-            frames = self._opened()
-        except FastdumpError as error:  # one file of many
-            yield Lost(
-                length, f"corrupt: {error}" if isinstance(error, CorruptDump) else str(error)
-            )
-            return
-        yield from frames.parts(offset, length)
+        frames = self.opened
+        if isinstance(frames, Lost):
+            yield Lost(length, frames.reason)
+        else:
+            yield from frames.parts(offset, length)
 
     @property
     def stored(self) -> int:
-        return self._folder.file(self._name).stored
+        return self._folder.file(self.name).stored
 
     @property
-    def frames(self) -> Frames:
-        """All of them, to be verified."""
-        return self._opened()
+    def opened(self) -> Frames | Lost:
+        """The frames; or why there are none: it is one file of many."""
+        try:
+            return self._open()
+        except FastdumpError as error:
+            corrupt = "corrupt: " if isinstance(error, CorruptDump) else ""
+            return Lost(self.size, f"{corrupt}{error}")
 
     def close(self) -> None:
         if self._frames:

@@ -117,7 +117,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield _line("problem", problem)
     if "lost" in found:
         lost = found["lost"]
-        if not lost:
+        if not lost and not found.get("problems"):
             bare = found["format"] in ("core", "raw")
             yield _line("verified", "its length; it has no checksums" if bare else "all checksums")
         for gap in lost[:_MOST_ROWS]:
