@@ -32,13 +32,15 @@ from hypothesis import strategies as st
 import targets
 from fastdump._native import AGAIN, OURS, PLAIN, ZEROS_BEFORE, ZEROS_BEHIND, Gap, Slice
 from fastdump.core_source import ElfCore
-from fastdump.dumped import _extents, uncovered, union
+from fastdump.dumped import Dumped, _extents, uncovered, union
 from fastdump.errors import CorruptDump, FaultError
+from fastdump.extract import extract
 from fastdump.labels import Kind
 from fastdump.region import Range, Region
 from fastdump.source import NOT_IN_DUMP, NOT_MAPPED, Chunk, Source, Zeros
 from fastdump.sources import open_source
 from fastdump.storage import Lost, Storage
+from fastdump.verify import verify
 from test_formats import DUMP, EPOCH, PAGE_SIZE, regions_of, run_well
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED") or random.SystemRandom().getrandbits(32))
@@ -431,6 +433,67 @@ def test_read_into_reads_up_to_a_gap_and_fails_at_it(known: Known) -> None:
                 with pytest.raises(FaultError) as failed:
                     known.source.read(start, end - start)
                 assert failed.value.address == start + there
+
+
+# ---- A region of which rules chose a part.
+
+
+@pytest.fixture(scope="module")
+def holed(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Area]:
+    """Dumps without some pages in the middle of a region, and what there is of it."""
+    folder = tmp_path_factory.mktemp("holed")
+    region = world.target.region("mixed")
+    hole = slice(12 * PAGE_SIZE, 40 * PAGE_SIZE)
+    start, end = region["start"] + hole.start, region["start"] + hole.stop
+    for format in ("core", "lz4", "raw", "raw-lz4"):
+        found = run_well(world.pid, format, folder, "--exclude", f"{start:x}-{end:x}")
+        found.path.rename(folder / format)
+    truth = world.truth.of(region["start"], region["end"])
+    data, mask = bytearray(truth.data), bytearray(truth.mask)
+    assert any(data[hole])
+    data[hole], mask[hole] = bytes(end - start), bytes([NONE]) * (end - start)
+    return folder, Area(truth.start, bytes(data), bytes(mask))
+
+
+@pytest.mark.parametrize("format", ["core", "lz4", "raw", "raw-lz4"])
+def test_what_a_rule_leaves_out_of_a_region_is_not_zero(
+    holed: tuple[Path, Area], tmp_path: Path, format: str
+) -> None:
+    folder, area = holed
+    with open_source(str(folder / format)) as source:
+        assert walked(source, [(area.start, area.end)]) == [area]
+        with pytest.raises(FaultError, match=NOT_IN_DUMP):
+            source.read(area.start + 12 * PAGE_SIZE, 1)
+        assert isinstance(source, Dumped)
+        for other in ("core", "raw"):
+            extract(source, other, str(tmp_path / other))
+            with open_source(str(tmp_path / other)) as made:
+                assert walked(made, [(area.start, area.end)]) == [area]
+
+
+@pytest.mark.parametrize("left", [None, 0, 8 * PAGE_SIZE, 20 * PAGE_SIZE, 50 * PAGE_SIZE])
+def test_what_was_left_out_of_a_file_is_not_lost_with_it(
+    holed: tuple[Path, Area], tmp_path: Path, left: int | None
+) -> None:
+    whole, area = holed
+    folder = shutil.copytree(whole / "raw", tmp_path / "raw")
+    (file,) = folder.glob(f"*_mem_{area.start:08x}.bin")
+    if left is None:
+        file.unlink()
+    else:
+        os.truncate(file, left)
+    expected = [
+        (max(start, area.start + (left or 0)), end)
+        for start, end in (
+            (area.start, area.start + 12 * PAGE_SIZE),
+            (area.start + 40 * PAGE_SIZE, area.end),
+        )
+        if end > area.start + (left or 0)
+    ]
+    with open_source(str(folder)) as source:
+        assert isinstance(source, Dumped)
+        lost, _ = verify(source)
+        assert [gap[:2] for gap in lost] == expected
 
 
 # ---- Strings.

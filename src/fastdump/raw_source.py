@@ -8,6 +8,7 @@ Consistency: that of the dump. Page visibility: all of each file; its holes are 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import re
@@ -125,6 +126,10 @@ class RawDump(Dumped):
             regions = [Region(r.start, r.end, "rw-p", 0, "00:00", 0, "") for _, r, _ in files]
             labels = [Label(Kind.ANONYMOUS) for _ in files]
             whole, gaps = [[found] for _, found, _ in files], []
+        files.sort(key=lambda entry: entry[1])
+        for (_, one, _), (_, other, _) in itertools.pairwise(files):
+            if one.end > other.start:
+                raise CorruptDump(f"two files of {name} hold {other.start:#x}")
         storages: list[Storage] = []
         slices: list[Slice] = []
         lost: list[Gap] = []
@@ -132,8 +137,10 @@ class RawDump(Dumped):
             parsed = _NAME.fullmatch(file)
             if not parsed or int(parsed[2], 16) != found.start:
                 raise CorruptDump(f"the manifest of {name} names the file {file!r}")
+            covered = list(_within(whole[number], found))
+            held = covered or [found]  # in a region that is not dumped as a whole: data only
             if file not in there:
-                lost.append(Gap(found.start, found.end, MISSING))
+                lost += (Gap(*part, MISSING) for part in held)
                 continue
             length = found.end - found.start
             at = Slice(found.start, length, found.start, PLAIN, len(storages), 0)
@@ -143,15 +150,11 @@ class RawDump(Dumped):
                 continue
             storages.append(folder.file(file))
             size = min(there[file], length)
-            covered = any(r.start <= found.start and found.end <= r.end for r in whole[number])
-            runs = folder.data(file, size) if covered else [(0, size)]
-            slices += (at.part(start, end - start) for start, end in runs if start < end)
-            if size < length:
-                lost.append(Gap(found.start + size, found.end, TRUNCATED))
-        slices.sort()
-        for one, other in itertools.pairwise(slices):
-            if one.address + one.length > other.address:
-                raise CorruptDump(f"two files of {name} hold {other.address:#x}")
+            for first, last in folder.data(file, size) if covered else [(0, size)]:
+                for start, end in _within(held, Range(found.start + first, found.start + last)):
+                    slices.append(at.part(start - found.start, end - start))
+            behind = Range(found.start + size, found.end)
+            lost += (Gap(*part, TRUNCATED) for part in _within(held, behind))
         gaps = union(gaps, lost)
         packed = any(file.endswith(".lz4") for file, _, _ in files)
         super().__init__(
@@ -172,6 +175,16 @@ class RawDump(Dumped):
         if self.manifest and "process" in self.manifest.raw:
             return dict(self.manifest.raw["process"])
         return {"pid": self._pid}
+
+
+def _within(ranges: Sequence[Range], area: Range) -> Iterator[Range]:
+    """What of *ranges*, which are in order, lies in *area*."""
+    first = bisect.bisect_right(ranges, area.start, key=lambda range_: range_.end)
+    for number in range(first, len(ranges)):
+        start, end = max(ranges[number].start, area.start), min(ranges[number].end, area.end)
+        if start >= end:
+            return
+        yield Range(start, end)
 
 
 def _manifest(folder: Folder) -> Manifest:
