@@ -25,6 +25,15 @@ import lz4.frame
 import pytest
 
 import targets
+from fastdump._native import Copier, Gap, MemoryGone
+from fastdump.description import describe
+from fastdump.dump import dump, open_writer
+from fastdump.errors import SourceGone
+from fastdump.process import LiveProcess
+from fastdump.selection import Preset, Rule
+from fastdump.snapshot import Snapshot
+from fastdump.sources import open_source
+from fastdump.survey import Survey
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
 SAMPLE, LONG = 4, 50
@@ -314,6 +323,10 @@ def check_kept(path: Path, format: str, truth: dict[str, Any]) -> None:
     read = check_bytes(path, format, truth, complete=False)
     gaps = {gap["reason"] for gap in manifest_of(path, format)["gaps"]}
     assert read == truth["end"] - truth["start"] or "target gone" in gaps
+    with open_source(str(path)) as source:
+        told = describe(source)
+    assert told["complete"] is False
+    assert {gap["reason"] for gap in told["gaps"]} >= gaps
 
 
 # The target during and after
@@ -424,6 +437,36 @@ def test_the_target_of_a_stream_is_killed(
         assert process.returncode == 4, error
         if moment.count > 0:
             check_kept(out, "lz4", target.truth)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_target_is_killed_after_a_gap_in_what_is_not_written_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: targets.Target, format: str
+) -> None:
+    rules = [Rule(False, "????"), Rule(True, f"{target.truth['start']:x}-{target.truth['end']:x}")]
+    pieces: list[Any] = []
+    with (
+        LiveProcess(target.pid) as process,
+        Snapshot(process) as snapshot,
+        contextlib.closing(Survey(process, Preset.DATA, rules)) as survey,
+    ):
+        writer, name = open_writer(format, str(tmp_path / "out"))
+        read = writer.work
+
+        def work(copier: Copier, piece: Any) -> Any:
+            result = read(copier, piece)
+            pieces.append(piece)
+            if len(pieces) < 3:
+                return result
+            (s,) = getattr(piece, "slices", piece)
+            copier.gaps.append(Gap(s.address + PAGE, s.address + 2 * PAGE, "swapped"))
+            target.kill()
+            raise MemoryGone
+
+        monkeypatch.setattr(writer, "work", work)
+        with pytest.raises(SourceGone, match="were not read"):
+            dump(survey, snapshot, writer, name, format, threads=1, begun=0)
+    check_kept(tmp_path / "out.part", format, target.truth)
 
 
 # (c): the disk is full

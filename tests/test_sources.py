@@ -32,9 +32,10 @@ from hypothesis import strategies as st
 import targets
 from fastdump._native import AGAIN, OURS, PLAIN, ZEROS_BEFORE, ZEROS_BEHIND, Gap, Slice
 from fastdump.core_source import ElfCore
-from fastdump.dumped import Dumped, _extents, uncovered, union
+from fastdump.dumped import Dumped, _extents, uncovered
 from fastdump.errors import CorruptDump, FaultError
 from fastdump.extract import extract
+from fastdump.gaps import union
 from fastdump.labels import Kind
 from fastdump.region import Range, Region
 from fastdump.source import NOT_IN_DUMP, NOT_MAPPED, Chunk, Source, Zeros

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
-from fastdump.dumped import Dumped, uncovered, union
+from fastdump.dumped import Dumped, uncovered
 from fastdump.elf import (
     AT_RANDOM,
     AT_SYSINFO_EHDR,
@@ -27,6 +27,7 @@ from fastdump.elf import (
 from fastdump.elf_header import Segment
 from fastdump.errors import FaultError
 from fastdump.frames import Frames
+from fastdump.gaps import union
 from fastdump.labels import label_dumped
 from fastdump.manifest import read_manifest
 from fastdump.region import Region, following

@@ -13,7 +13,7 @@ from fastdump._native import Copier, Gap, Slice, Tally
 from fastdump.crew import Crew, usual_threads
 from fastdump.elfcore import CoreFile, CoreStream
 from fastdump.errors import SourceGone, output_failed
-from fastdump.gaps import Gaps, merged
+from fastdump.gaps import Gaps, merged, union
 from fastdump.lz4core import Lz4Writer
 from fastdump.manifest import make_manifest, totals
 from fastdump.output import PartFile
@@ -313,10 +313,9 @@ def _kept(
 ) -> SourceGone:
     """Keep what was read before the target went away; the error that tells so."""
     tally, gaps = _sum(survey, copiers)
-    gaps += merged(
-        Gap(s.address, s.address + s.length, GONE) for piece in undone for s in _slices(piece)
-    )
-    gaps = merged(sorted(gaps))
+    gone = [Gap(s.address, s.address + s.length, GONE) for piece in undone for s in _slices(piece)]
+    # What was read of a piece and not written is gone with it, and so are the gaps in it.
+    gaps = merged(union(gone, gaps))
     lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
     error = survey.process.gone()
     where = writer.keep(make_manifest(survey, snapshot, identity, tally, gaps, complete=False))

@@ -264,20 +264,3 @@ def uncovered(
             found.append(Gap(at, region.end, NOT_IN_DUMP))
             at = region.end
     return sorted([*gaps, *found])
-
-
-def union(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
-    """Both in order; where they overlap, those of the first list."""
-    found = list(gaps)
-    starts = [gap.start for gap in gaps]
-    for other in others:
-        at = other.start
-        for gap in following(gaps, starts, at):
-            if gap.start >= other.end:
-                break
-            if at < gap.start:
-                found.append(other._replace(start=at, end=gap.start))
-            at = max(at, gap.end)
-        if at < other.end:
-            found.append(other._replace(start=at))
-    return sorted(found)

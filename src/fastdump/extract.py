@@ -20,7 +20,7 @@ from fastdump import __version__
 from fastdump._native import PAGE_SIZE, Buffer, Gap, Slice, address_of, is_zero, write_sparse
 from fastdump.core_source import ElfCore
 from fastdump.crew import Crew, usual_threads
-from fastdump.dumped import Dumped, union
+from fastdump.dumped import Dumped
 from fastdump.elf import NT_FILE
 from fastdump.elfcore import (
     CoreLayout,
@@ -32,7 +32,7 @@ from fastdump.elfcore import (
 )
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, CorruptDump, output_failed
 from fastdump.frames import FRAME_SIZE, Compressor, FrameStream
-from fastdump.gaps import merged
+from fastdump.gaps import merged, union
 from fastdump.manifest import SCHEMA
 from fastdump.output import Output, PartFile, PartFolder
 from fastdump.outputs import STANDARD_OUTPUT, open_folder, open_output

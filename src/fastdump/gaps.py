@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastdump._native import Gap
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, IncompleteWarning
+from fastdump.region import following
 from fastdump.text import size
 
 # Gaps that are no loss: the target itself cannot read there.
@@ -24,6 +25,23 @@ def merged(gaps: Iterable[Gap]) -> list[Gap]:
         else:
             found.append(gap)
     return found
+
+
+def union(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
+    """Both in order; where they overlap, those of the first list."""
+    found = list(gaps)
+    starts = [gap.start for gap in gaps]
+    for other in others:
+        at = other.start
+        for gap in following(gaps, starts, at):
+            if gap.start >= other.end:
+                break
+            if at < gap.start:
+                found.append(other._replace(start=at, end=gap.start))
+            at = max(at, gap.end)
+        if at < other.end:
+            found.append(other._replace(start=at))
+    return sorted(found)
 
 
 class Gaps:

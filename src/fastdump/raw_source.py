@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
-from fastdump.dumped import Dumped, uncovered, union
+from fastdump.dumped import Dumped, uncovered
 from fastdump.errors import CorruptDump, FastdumpError, UsageError
 from fastdump.frames import Frames
+from fastdump.gaps import union
 from fastdump.labels import Kind, Label
 from fastdump.manifest import Manifest, read_manifest
 from fastdump.place import data_of
