@@ -28,9 +28,11 @@ import lz4.frame
 import pytest
 
 import targets
+from fastdump import elf, frames, manifest, raw_source
 from fastdump.description import describe
 from fastdump.dumped import Dumped
 from fastdump.errors import CorruptDump, UsageError
+from fastdump.gaps import MOST_GAPS
 from fastdump.matches import strings
 from fastdump.region import Range
 from fastdump.selection import Preset
@@ -496,6 +498,52 @@ def test_json_bombs(seeds: Seeds, tmp_path: Path, text: bytes) -> None:
     folder = shutil.copytree(seeds["raw"], tmp_path / "bomb.raw")
     (folder / "manifest.json").write_bytes(text)
     refused(folder, "manifest")
+
+
+def test_a_manifest_that_is_too_long_is_not_left_out(seeds: Seeds, tmp_path: Path) -> None:
+    """Without it, gaps would be zeros."""
+    path = tmp_path / "long.core.lz4"
+    path.write_bytes(with_manifest(seeds["lz4"].read_bytes(), b" " * (129 << 20)))
+    refused(path, "too long")
+    path = tmp_path / "long.core"
+    shutil.copy(seeds["core"], path)
+    with path.open("r+b") as file:
+        file.seek(40)
+        (shoff,) = struct.unpack("<Q", file.read(8))
+        file.seek(shoff + 64 + 24)  # sh_offset of .note.fastdump
+        at, size = struct.unpack("<QQ", file.read(16))
+        file.seek(shoff + 64 + 32)
+        file.write(struct.pack("<Q", size + (129 << 20)))
+        file.seek(at + 4)
+        file.write(struct.pack("<I", size - 24 + (129 << 20)))
+        file.truncate(at + size + (129 << 20))
+    refused(path, "too long")
+
+
+def test_the_longest_manifest_that_is_written_can_be_read(seeds: Seeds) -> None:
+    """Of all mappings that search engines ask for, all dumped, and all gaps that there may be."""
+    gap = {"start": hex(1 << 47), "end": hex(1 << 47), "reason": "swapped", "errno": 0}
+    for format, most, indent in (
+        ("core", elf._MOST_NOTE_BYTES, None),
+        ("lz4", frames._MOST_MANIFEST, None),
+        ("raw", raw_source._MOST_MANIFEST, 1),
+    ):
+        with open_source(str(seeds[format])) as source:
+            assert isinstance(source, Dumped)
+            assert source.manifest
+            region = max(source.manifest.raw["regions"], key=lambda r: len(json.dumps(r)))
+        size = marks = 0
+        for item, count in ((region, 262_144), (gap, MOST_GAPS)):
+            one, two = (
+                json.dumps(
+                    {"": [item] * n}, indent=indent, separators=None if indent else (",", ":")
+                )
+                for n in (1, 2)
+            )
+            size += (len(two) - len(one)) * count
+            marks += sum(two.count(mark) - one.count(mark) for mark in ",:[{") * count
+        assert size < most
+        assert marks < manifest._MOST_MARKS
 
 
 def test_a_manifest_that_is_put_back_is_read(seeds: Seeds, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import json
 import os
@@ -26,12 +27,15 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 import targets
+from fastdump._native import Copier, Gap
 from fastdump.dump import FORMATS, dump, open_writer
+from fastdump.dumped import Dumped
 from fastdump.labels import Kind
 from fastdump.process import LiveProcess
-from fastdump.region import Region, parse_maps
+from fastdump.region import Range, Region, parse_maps
 from fastdump.selection import Preset
 from fastdump.snapshot import Snapshot
+from fastdump.sources import open_source
 from fastdump.survey import Survey
 
 FORMATS_WITH_OUTPUT = tuple(name for name in FORMATS if name != "null")
@@ -363,6 +367,40 @@ def test_any_number_of_threads_gives_the_same_bytes(
     assert _bytes_of(one) == _bytes_of(two) == _bytes_of(five)
     assert one.report["threads"] == 1
     assert five.report["threads"] == 5
+
+
+@pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
+def test_more_gaps_than_a_manifest_lists_are_not_data(
+    awkward: targets.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr("fastdump.gaps.MOST_GAPS", 2)
+    output = tmp_path / "out"
+    pages: list[int] = []
+    with (
+        LiveProcess(awkward.pid) as process,
+        contextlib.closing(Survey(process, Preset.DATA)) as survey,
+    ):
+        writer, name = open_writer(format, str(output))
+        read = writer.work
+
+        def work(copier: Copier, piece: Any) -> Any:
+            result = read(copier, piece)
+            for s in getattr(piece, "slices", piece):
+                found = range(s.address, s.address + s.length, 2 * PAGE_SIZE)
+                copier.gaps += (Gap(at, at + PAGE_SIZE, "swapped") for at in found)
+                pages.extend(found)
+            return result
+
+        monkeypatch.setattr(writer, "work", work)
+        report = dump(survey, Snapshot(process), writer, name, format, threads=1, begun=0)
+    assert report.exit_code == 3
+    assert "too many gaps" in report.loss
+    with open_source(str(output)) as source:
+        assert isinstance(source, Dumped)
+        assert source.manifest
+        assert len(source.manifest.gaps) < len(source.regions) < len(pages)
+        for at in pages:
+            assert all(isinstance(p, Gap) for p in source.walk([Range(at, at + PAGE_SIZE)]))
 
 
 @pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)

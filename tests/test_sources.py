@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import lz4.frame
 import pytest
@@ -35,7 +36,7 @@ from fastdump.core_source import ElfCore
 from fastdump.dumped import Dumped, _extents, uncovered
 from fastdump.errors import CorruptDump, FaultError
 from fastdump.extract import extract
-from fastdump.gaps import union
+from fastdump.gaps import TOO_MANY, bounded, union
 from fastdump.labels import Kind
 from fastdump.region import Range, Region
 from fastdump.source import NOT_IN_DUMP, NOT_MAPPED, Chunk, Source, Zeros
@@ -710,6 +711,24 @@ def test_union_prefers_the_first(one: list[tuple[int, int]], other: list[tuple[i
     assert by_byte(found) == by_byte(second) | by_byte(first)
     assert found == sorted(found)
     assert all(gap.start < gap.end for gap in found)
+
+
+@given(disjoint(), disjoint(), st.integers(1, 4))
+def test_too_many_gaps_are_joined_in_their_regions(
+    holes: list[tuple[int, int]], lines: list[tuple[int, int]], most: int
+) -> None:
+    gaps = gaps_of(holes, "gap")
+    regions = [Region(start, end, "rw-p", 0, "00:00", 0, "") for start, end in lines]
+    with mock.patch.multiple("fastdump.gaps", MOST_GAPS=most, PAGE_SIZE=1):
+        found = bounded(gaps, regions)
+    assert len(found) <= max(most, len(regions) + 1)
+    assert by_byte(found).keys() >= by_byte(gaps).keys()
+    assert found == gaps or len(gaps) > most
+    for gap in found:
+        inside = [g for g in gaps if gap.start <= g.start < gap.end]
+        assert (inside[0].start, inside[-1].end) == (gap.start, gap.end)
+        assert gap.reason == ("gap" if len(inside) == 1 else TOO_MANY)
+        assert not any(gap.start < r.start <= inside[-1].start for r in regions)
 
 
 @given(disjoint(), disjoint())

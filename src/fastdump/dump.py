@@ -13,7 +13,7 @@ from fastdump._native import Copier, Gap, Slice, Tally
 from fastdump.crew import Crew, usual_threads
 from fastdump.elfcore import CoreFile, CoreStream
 from fastdump.errors import SourceGone, output_failed
-from fastdump.gaps import Gaps, merged, union
+from fastdump.gaps import Gaps, bounded, merged, union
 from fastdump.lz4core import Lz4Writer
 from fastdump.manifest import make_manifest, totals
 from fastdump.output import PartFile
@@ -300,7 +300,7 @@ def _sum(survey: Survey, copiers: Sequence[Copier]) -> tuple[Tally, list[Gap]]:
     for copier in copiers:
         tally.add(copier.tally)
         gaps += copier.gaps
-    return tally, merged(sorted(gaps))
+    return tally, bounded(merged(sorted(gaps)), survey.regions)
 
 
 def _kept(
@@ -315,7 +315,7 @@ def _kept(
     tally, gaps = _sum(survey, copiers)
     gone = [Gap(s.address, s.address + s.length, GONE) for piece in undone for s in _slices(piece)]
     # What was read of a piece and not written is gone with it, and so are the gaps in it.
-    gaps = merged(union(gone, gaps))
+    gaps = bounded(merged(union(gone, gaps)), survey.regions)
     lost = sum(gap.end - gap.start for gap in gaps if gap.reason == GONE)
     error = survey.process.gone()
     where = writer.keep(make_manifest(survey, snapshot, identity, tally, gaps, complete=False))

@@ -42,7 +42,7 @@ PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 _PR_REG = 112  # its offset in struct elf_prstatus
 _STACK_POINTERS = {EM_X86_64: _PR_REG + 19 * 8, EM_AARCH64: _PR_REG + 31 * 8}
 _MOST_NOTES = 1 << 18
-_MOST_NOTE_BYTES = 64 << 20
+_MOST_NOTE_BYTES = 128 << 20
 _MOST_SEGMENTS = 1 << 20
 _MOST_MAPPED = 1 << 19
 _MOST_AUXV = 1 << 14  # bytes
@@ -190,10 +190,21 @@ class Elf:
             self.lost.append("the section headers are cut off, and with them a manifest, maybe")
         for section in struct.iter_unpack(self._order + "IIQQQQIIQQ", raw[: len(raw) // 64 * 64]):
             if section[1] == SHT_NOTE:
-                for note in self._notes([(section[4], section[5])]):
+                offset = section[4]
+                self._check_manifest(offset)
+                for note in self._notes([(offset, section[5])]):
                     if note.name == NOTE_OWNER and note.type == NT_FASTDUMP_MANIFEST:
                         return note.desc
         return None
+
+    def _check_manifest(self, offset: int) -> None:
+        """Raise CorruptDump if the note there is too long a manifest: gaps would be zeros."""
+        head = self._file.read(offset, 20)
+        own = struct.pack(self._order + "I8s", NT_FASTDUMP_MANIFEST, NOTE_OWNER.encode())
+        if head[8:] == own:
+            (descsz,) = struct.unpack_from(self._order + "I", head, 4)
+            if _MOST_NOTE_BYTES - 24 < descsz <= self._file.size - offset:
+                raise CorruptDump("the manifest is too long to be one")
 
     def words(self, raw: bytes) -> tuple[int, ...]:
         """As many words of the process as there are."""

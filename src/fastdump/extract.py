@@ -32,7 +32,7 @@ from fastdump.elfcore import (
 )
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, CorruptDump, output_failed
 from fastdump.frames import FRAME_SIZE, Compressor, FrameStream
-from fastdump.gaps import merged, union
+from fastdump.gaps import bounded, merged, union
 from fastdump.manifest import SCHEMA
 from fastdump.output import Output, PartFile, PartFolder
 from fastdump.outputs import STANDARD_OUTPUT, open_folder, open_output
@@ -161,7 +161,7 @@ def manifest_of(source: Dumped, lost: Iterable[Gap] = ()) -> dict[str, Any]:
     known = [gap for gap in source.gaps if gap.reason != NOT_IN_DUMP]
     found["gaps"] = [
         {"start": f"{g.start:#x}", "end": f"{g.end:#x}", "reason": g.reason, "errno": g.errno}
-        for g in merged(union(known, list(lost)))
+        for g in bounded(merged(union(known, list(lost))), source.regions)
     ]
     return found
 

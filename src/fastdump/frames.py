@@ -43,7 +43,7 @@ _LONG = struct.Struct("<Q")
 MOST_CONTENT = 4 << 20
 # LZ4 makes data that it cannot compress longer by less than that.
 _MOST_FRAME = MOST_CONTENT + (64 << 10)
-_MOST_MANIFEST = 64 << 20
+_MOST_MANIFEST = 128 << 20
 _MOST_FRAMES = 1 << 22
 _CACHED = 8
 CORRUPT = "corrupt: its checksum does not hold"
@@ -154,14 +154,18 @@ class Frames(Storage):
         if len(head) < _SKIPPABLE.size + len(MANIFEST_OWNER):
             return None
         magic, size = _SKIPPABLE.unpack_from(head)
-        if magic != MANIFEST_MAGIC or not head.endswith(MANIFEST_OWNER) or size > _MOST_MANIFEST:
+        if magic != MANIFEST_MAGIC or not head.endswith(MANIFEST_OWNER):
+            return None
+        if at + _SKIPPABLE.size + size > self.file.size:  # cut off
             return None
         size -= len(MANIFEST_OWNER) + _WORD.size  # the seek table's checksum
-        frame = self.file.read(at + len(head), max(size, 0))
+        frame = self.file.read(at + len(head), max(min(size, _MOST_MANIFEST), 0))
         length = _content_size(frame)
-        if len(frame) < size or length is None or length > _MOST_MANIFEST:
+        if length is None or not _header_holds(frame[:19]):
             return None
-        return _content(frame, length)
+        if max(size, length) > _MOST_MANIFEST:  # without it, gaps would be zeros
+            raise CorruptDump("the manifest is too long to be one")
+        return _content(frame, length) if len(frame) == size else None
 
 
 def _content(frame: bytes, length: int) -> bytes | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import bisect
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fastdump._native import Gap
+from fastdump._native import PAGE_SIZE, Gap
 from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, IncompleteWarning
-from fastdump.region import following
+from fastdump.region import Region, following
 from fastdump.text import size
 
 # Gaps that are no loss: the target itself cannot read there.
 EXPECTED_GAPS = frozenset({"past end of file", "guard page"})
+
+# A reader takes some hundred MiB for them.
+MOST_GAPS = 1 << 19
+TOO_MANY = "too many gaps"
 
 
 def merged(gaps: Iterable[Gap]) -> list[Gap]:
@@ -42,6 +47,28 @@ def union(gaps: Sequence[Gap], others: Sequence[Gap]) -> list[Gap]:
         if at < other.end:
             found.append(other._replace(start=at))
     return sorted(found)
+
+
+def bounded(gaps: list[Gap], regions: Sequence[Region]) -> list[Gap]:
+    """At most MOST_GAPS of them, or one for each region: what a manifest can list.
+
+    Where there are more, those nearest to one another in a region become one, for the reason
+    TOO_MANY: what lies between them counts as lost.
+    """
+    starts = [region.start for region in regions]
+    distance = PAGE_SIZE
+    while len(gaps) > MOST_GAPS and distance < 1 << 64:
+        found = gaps[:1]
+        for gap in gaps[1:]:
+            last = found[-1]
+            if gap.start - last.end <= distance and (
+                bisect.bisect_right(starts, last.start) == bisect.bisect_right(starts, gap.start)
+            ):
+                found[-1] = Gap(last.start, gap.end, TOO_MANY)
+            else:
+                found.append(gap)
+        gaps, distance = found, 2 * distance
+    return gaps
 
 
 class Gaps:

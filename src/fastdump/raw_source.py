@@ -29,7 +29,7 @@ from fastdump.storage import TRUNCATED, Folder, Lost, NamedFile, Storage
 
 MANIFEST_NAME = "manifest.json"
 _NAME = re.compile(r"([0-9]+)_mem_([0-9a-f]{1,16})\.bin(\.lz4)?")
-_MOST_MANIFEST = 64 << 20  # indented, so longer than that of a core
+_MOST_MANIFEST = 256 << 20  # indented, so longer than that of a core
 MISSING = "its file is missing"
 
 
