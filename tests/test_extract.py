@@ -177,6 +177,17 @@ def test_a_range_goes_to_a_file(dumps: dict[str, Path], tmp_path: Path) -> None:
     assert (tmp_path / "piece").read_bytes() == expected
 
 
+def test_a_write_that_is_cut_short_goes_on(
+    dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:5000], at))
+    with open_source(str(dumps["lz4"])) as source:
+        assert isinstance(source, Dumped)
+        extract(source, "raw", str(tmp_path / "raw"))
+    assert without_zeros(memory_of(tmp_path / "raw")) == without_zeros(memory_of(dumps["lz4"]))
+
+
 def test_what_a_damaged_dump_has_lost_becomes_a_gap(dumps: dict[str, Path], tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.core.lz4"
     content = bytearray(dumps["lz4"].read_bytes())

@@ -34,7 +34,7 @@ from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, CorruptDump, output_failed
 from fastdump.frames import FRAME_SIZE, Compressor, FrameStream
 from fastdump.gaps import bounded, merged, union
 from fastdump.manifest import SCHEMA
-from fastdump.output import Output, PartFile, PartFolder
+from fastdump.output import Output, PartFile, PartFolder, write_at
 from fastdump.outputs import STANDARD_OUTPUT, open_folder, open_output
 from fastdump.rawdump import FileEntries, file_entry, write_manifest
 from fastdump.region import Range
@@ -277,7 +277,7 @@ class _RawFolder:
         try:
             os.ftruncate(fd, block.size)
             if not is_zero(packed):
-                os.pwrite(fd, packed, block.offset)
+                write_at(fd, packed, block.offset)
         finally:
             os.close(fd)
 

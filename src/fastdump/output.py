@@ -130,6 +130,14 @@ def _opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of *data* at *offset*: pwrite(2) may write less, on a disk that is nearly full."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
 class Output(Protocol):
     """Where a stream goes: a :class:`PartFile`, :class:`StandardOutput`, or a URL."""
 
@@ -251,10 +259,7 @@ class PartFile(_Part):
 
     def write_at(self, data: bytes, offset: int) -> None:
         """Write all of *data* at *offset*."""
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self.fd, view, offset)
-            view, offset = view[count:], offset + count
+        write_at(self.fd, data, offset)
 
     def _sync(self) -> None:
         os.fsync(self.fd)
