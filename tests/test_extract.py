@@ -143,6 +143,20 @@ def test_gdb_reads_a_core_that_is_made_of_a_raw_dump(
     assert bytes(shown) == expected
 
 
+@pytest.mark.parametrize("format", FORMATS_WITH_OUTPUT)
+def test_holes_of_a_file_without_a_manifest_stay_zeros(tmp_path: Path, format: str) -> None:
+    (tmp_path / "dd").mkdir()
+    with open(tmp_path / "dd" / "1_mem_10000000.bin", "wb") as file:
+        file.seek(1 << 20)
+        file.write(b"x" * 4096)
+        file.truncate(4 << 20)
+    output = tmp_path / f"other{SUFFIX[format]}"
+    cli("extract", tmp_path / "dd", "-f", format, "-o", output)
+    with fastdump.open(output) as source:
+        expected = bytes(1 << 20) + b"x" * 4096 + bytes((3 << 20) - 4096)
+        assert source.read(0x10000000, 4 << 20) == expected
+
+
 @pytest.mark.parametrize("format", [None, *FORMATS_WITH_OUTPUT])
 def test_a_range_is_written_as_it_is(
     awkward: targets.Target, dumps: dict[str, Path], format: str | None

@@ -152,10 +152,14 @@ def manifest_of(source: Dumped, lost: Iterable[Gap] = ()) -> dict[str, Any]:
                     "label": label.kind.value,
                     "module": label.module,
                     "note": label.note,
-                    "dumped": (Part.WHOLE if held == region.length else Part.MODIFIED).value,
+                    "dumped": (
+                        Part.WHOLE if whole or held == region.length else Part.MODIFIED
+                    ).value,
                     "reason": "as it was found",
                 }
-                for region, label, held in zip(source.regions, source.labels, data, strict=True)
+                for region, label, whole, held in zip(
+                    source.regions, source.labels, source.whole, data, strict=True
+                )
             ],
         }
     known = [gap for gap in source.gaps if gap.reason != NOT_IN_DUMP]
