@@ -16,6 +16,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -443,6 +444,18 @@ def test_a_folder_without_permission(in_tmp: Path, format: str) -> None:
         assert outcome.code == 7
         outcome = run_as(become_nobody, "dump", pid, "-f", format, "-o", "/etc/fastdump-out")
     check_refused(outcome, 7, "/etc/fastdump-out.part", "Permission denied")
+
+
+@root_only
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_folder_that_may_be_written_but_not_read(format: str) -> None:
+    with tempfile.TemporaryDirectory() as box, forked(become_nobody) as pid:
+        os.chmod(box, 0o1733)
+        outcome = run_as(become_nobody, "dump", pid, "-f", format, "-o", f"{box}/out")
+        assert outcome.code in (0, 3), (
+            outcome.err
+        )  # 3: files of the interpreter that only root reads
+        assert os.listdir(box) == ["out"]
 
 
 @root_only

@@ -220,7 +220,8 @@ class _Part:
         size = self._size()
         try:
             self._rename()
-            with _opened(str(self.path.parent)) as folder:
+            # Who may write in a folder may not be allowed to read it: it has its name all the same.
+            with contextlib.suppress(PermissionError), _opened(str(self.path.parent)) as folder:
                 os.fsync(folder)
         except OSError as error:
             raise output_failed(str(self.path), error) from None
