@@ -32,6 +32,7 @@ from fastdump import elf, frames, manifest, raw_source
 from fastdump.description import describe
 from fastdump.dumped import Dumped
 from fastdump.errors import CorruptDump, UsageError
+from fastdump.extract import extract
 from fastdump.gaps import MOST_GAPS
 from fastdump.matches import strings
 from fastdump.region import Range
@@ -732,6 +733,45 @@ def test_names_of_files_that_lead_elsewhere(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CorruptDump, match=r"names the file|no text"):
         open_source(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("nice", value) for value in (1000, -129, "low", None)),
+        *(("state", value) for value in ("RR", "", "\u00e9", 1)),
+        *((key, value) for key in ("flag", "pgrp", "sid") for value in (-1, 1 << 64, "1", [])),
+    ],
+)
+def test_a_process_that_cannot_be(seeds: Seeds, tmp_path: Path, key: str, value: Any) -> None:
+    """What a core of it would have to say."""
+    folder = shutil.copytree(seeds["raw"], tmp_path / "dump")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["process"][key] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptDump, match="manifest"):
+        open_source(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"regions": [{"start": "0x0", "end": hex(1 << 64), "files": []}]}, CorruptDump),
+        ({"host": {"machine": [1]}}, UsageError),
+    ],
+)
+def test_what_no_core_can_hold(
+    seeds: Seeds, tmp_path: Path, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    folder = shutil.copytree(seeds["raw"], tmp_path / "dump")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for region in changes.get("regions", ()):
+        region.update({**manifest["regions"][0], **region})
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "gaps": [], **changes}))
+    with open_source(str(folder)) as source:
+        assert isinstance(source, Dumped)
+        with pytest.raises(error):
+            extract(source, "core", str(tmp_path / "core"))
 
 
 def test_files_that_are_no_files(seeds: Seeds, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import platform
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -361,7 +362,10 @@ class _Job:
                     f"{source.name} is damaged: the output is not whole",
                     "write to a file with -o: what is lost becomes a gap",
                 )
-        layout = _layout(source)
+        try:
+            layout = _layout(source)
+        except struct.error:
+            raise CorruptDump(f"{source.name} has addresses that no core can hold") from None
         blocks = itertools.chain(
             _plain_blocks(layout.header, 0),
             (
@@ -476,7 +480,7 @@ def _layout(source: Dumped) -> CoreLayout:
         prpsinfo_note(process),
         note("CORE", NT_FILE, mapped_files_note(source.regions, str(process.get("exe", "")))),
     ]
-    machine = machine_of((raw.get("host") or {}).get("machine") or platform.machine())
+    machine = machine_of(str((raw.get("host") or {}).get("machine") or platform.machine()))
     return lay_out(machine, source.regions, runs, b"".join(notes))
 
 

@@ -30,6 +30,9 @@ SCHEMA = 1
 # Commas, colons and brackets: each may cost 100 bytes once it is parsed. Of a raw dump each mapping
 # takes 38, of the 262,144 that search engines ask for; and each gap 9.
 _MOST_MARKS = 16 << 20
+# Of the numbers of a process, as struct elf_prpsinfo has them.
+_BITS = dict.fromkeys(("pid", "ppid", "pgrp", "sid", "threads"), 31)
+_BITS |= {"uid": 32, "gid": 32, "flag": 64}
 
 
 def make_manifest(
@@ -206,8 +209,12 @@ def _number(value: Any, most: int) -> int:
 
 def _check_process(process: dict[str, Any]) -> None:
     """What there is of it must be what it goes by in a core."""
-    for key in {"pid", "ppid", "uid", "gid", "threads"} & process.keys():
-        _number(process[key], 1 << (32 if key in ("uid", "gid") else 31))
+    for key in _BITS.keys() & process.keys():
+        _number(process[key], 1 << _BITS[key])
+    _number(process.get("nice", 0) + 20, 40)
+    state = _text(process.get("state", "R"))
+    if len(state) != 1 or not state.isascii():
+        raise ValueError("state")
     for text in [*(process.get(key, "") for key in ("comm", "exe")), *process.get("cmdline", ())]:
         _text(text)
 
