@@ -114,13 +114,15 @@ int64_t fastdump_residency(const struct fastdump_target *target,
 
 /*
  * The runs that hold data in the slices from *slice_ret on: what fastdump_copy would
- * deliver, joined where less than min_gap bytes of the same slice lie between them.
+ * deliver, joined where less than min_gap bytes of the same slice lie between them, all of
+ * them known to be zero; less than min_other where some are the mapped file's
+ * (FASTDUMP_MODIFIED) or a gap.
  * Returns how many runs were stored; *slice_ret and *done_ret tell where it stopped
  * for want of capacity (at the end: count and 0).
  */
 int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdump_slice *slices,
-                      uint64_t count, uint64_t min_gap, uint64_t capacity, uint64_t *slice_ret,
-                      uint64_t *done_ret, struct fastdump_range *runs_ret);
+                      uint64_t count, uint64_t min_gap, uint64_t min_other, uint64_t capacity,
+                      uint64_t *slice_ret, uint64_t *done_ret, struct fastdump_range *runs_ret);
 
 /*
  * Copy slices, from the cursor on, through buffer (size bytes, page-aligned) to output:

@@ -664,8 +664,8 @@ int64_t fastdump_words_slices(const struct fastdump_target *target,
 }
 
 int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdump_slice *slices,
-                      uint64_t count, uint64_t min_gap, uint64_t capacity, uint64_t *slice_ret,
-                      uint64_t *done_ret, struct fastdump_range *runs_ret) {
+                      uint64_t count, uint64_t min_gap, uint64_t min_other, uint64_t capacity,
+                      uint64_t *slice_ret, uint64_t *done_ret, struct fastdump_range *runs_ret) {
     uint64_t stored = 0;
     struct pieces pieces;
     struct piece piece;
@@ -674,17 +674,22 @@ int64_t fastdump_runs(const struct fastdump_target *target, const struct fastdum
         const struct fastdump_slice *slice = &slices[*slice_ret];
         const struct fastdump_target *of = target_of(target, slice);
         uint64_t first = stored; /* runs are joined within a slice only */
+        uint64_t other = 0;      /* the end of what was neither data nor known to be zero */
         pieces_begin(&pieces, of, slice, *done_ret);
         while ((got = pieces_next(&pieces, of, &piece)) > 0) {
-            if (piece.source != SOURCE_NONE) {
-                if (stored > first && piece.start - runs_ret[stored - 1].end < min_gap) {
-                    runs_ret[stored - 1].end = piece.end;
-                } else if (stored == capacity) {
-                    *done_ret = piece.start - slice->address;
-                    return (int64_t)stored;
-                } else {
-                    runs_ret[stored++] = (struct fastdump_range){piece.start, piece.end};
-                }
+            if (piece.source == SOURCE_NONE) {
+                if (piece.gap || piece.kind == KIND_FILE)
+                    other = piece.end;
+                continue;
+            }
+            uint64_t last = stored > first ? runs_ret[stored - 1].end : 0;
+            if (last && piece.start - last < (other > last ? min_other : min_gap)) {
+                runs_ret[stored - 1].end = piece.end;
+            } else if (stored == capacity) {
+                *done_ret = piece.start - slice->address;
+                return (int64_t)stored;
+            } else {
+                runs_ret[stored++] = (struct fastdump_range){piece.start, piece.end};
             }
         }
         if (got < 0)

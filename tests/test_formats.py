@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
 import functools
+import itertools
 import json
+import mmap
 import os
+import random
 import re
 import shutil
 import struct
@@ -27,7 +31,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 import targets
-from fastdump._native import Copier, Gap
+from fastdump._native import Copier, Gap, address_of
 from fastdump.dump import FORMATS, dump, open_writer
 from fastdump.dumped import Dumped
 from fastdump.labels import Kind
@@ -283,6 +287,10 @@ def test_default_holds_all_of_what_it_says_it_dumped(
             bytes_are_in = dumped == "all" or (dumped == "modified pages" and kind == "pattern")
             if bytes_are_in:
                 assert found.read(start, end - start) == content, (region["name"], kind)
+            for extent in found.extents:  # nor has it other bytes of anything else
+                low, high = max(start, extent.start), min(end, extent.end)
+                if low < high:
+                    assert found.read(low, high - low) == content[low - start : high - start]
         if dumped == "none":
             inside = [e for e in found.extents if region["start"] <= e.start < region["end"]]
             assert not inside, region["name"]
@@ -427,6 +435,51 @@ def test_kernels_without_pagemap_scan_give_the_same_memory(
         if region["dumped"] == "all":
             span = region["start"], region["end"] - region["start"]
             assert fallback.read(*span) == usual.read(*span), hex(region["start"])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["file", "no file"])
+def test_unmodified_pages_within_a_run_are_no_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """For want of room runs are joined over them; what cannot be had is a gap."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    path = tmp_path / "file"
+    content = bytearray(random.Random(1).randbytes(256 * PAGE_SIZE))
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, protection)
+    assert memory[:] == content  # present then; but the second half again is not
+    memory.madvise(mmap.MADV_DONTNEED, len(content) // 2, len(content) // 2)
+    for at in range(0, len(content), 2 * PAGE_SIZE):
+        content[at] ^= 1
+        memory[at] = content[at]
+    address = address_of(memory)
+    ctypes.CDLL(None).mprotect(
+        ctypes.c_void_p(address), ctypes.c_size_t(len(content)), mmap.PROT_READ
+    )
+    if not known:
+        monkeypatch.setattr(LiveProcess, "open_mapped", refuse)
+    with LiveProcess(os.getpid()) as process:
+        survey = Survey(process, Preset.DEBUGGER)
+        survey.slices = [
+            slices if region.start == address else []
+            for region, slices in zip(survey.regions, survey.slices, strict=True)
+        ]
+        assert len(list(itertools.chain(*survey.runs()))) == 128
+        monkeypatch.setattr("fastdump.survey._MAX_RUNS", 0)
+        (run,) = itertools.chain(*survey.runs())
+        copier = Copier(process.memory, len(content))
+        view, tally = copier.fill([run])
+        survey.close()
+    for gap in copier.gaps:
+        content[gap.start - address : gap.end - address] = bytes(gap.end - gap.start)
+    assert {gap.reason for gap in copier.gaps} == (set() if known else {"file not readable"})
+    assert view == content[: run.length]
+    assert tally.read == 192 * PAGE_SIZE  # modified ones, and the others of the first half
 
 
 # ---- ELF cores.
@@ -673,9 +726,6 @@ def test_gdb_shows_the_bytes_of_the_target(
         for start, end, kind, content in known_pieces(region):
             inside = (end - start) // 2 & -8
             if kind in ("pattern", "file", "elsewhere") and end - start - inside >= 64:
-                # The page itself is in the core, not only in a file that gdb finds by NT_FILE.
-                if found.region_at(start)["dumped"] == "modified pages" and kind == "file":
-                    continue
                 samples[start + inside] = content[inside : inside + 64]
     assert len(samples) > 40
     _, output = gdb(awkward, found.path, *(f"x/8gx {address:#x}" for address in samples))

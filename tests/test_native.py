@@ -179,6 +179,20 @@ def test_runs_hold_all_data_and_keep_their_distance(
         assert right.start - left.end >= max(min_gap, 1) * PAGE_SIZE
 
 
+def test_runs_are_joined_over_gaps_only_for_want_of_room(awkward: targets.Target) -> None:
+    truths = [truth for truth in awkward.truth["regions"] if truth["name"] == "guard"]
+    if not truths:
+        pytest.skip("no guard pages before Linux 6.13")
+    start, end = truths[0]["start"], truths[0]["end"]
+    with LiveProcess(awkward.pid) as process:
+        apart, joined = (
+            process.memory.runs([Slice(start, end - start, 0)], 1 << 20, limit) for limit in (1, 0)
+        )
+    edges = [start + pages * PAGE_SIZE for pages in (0, 2, 4, 6)]
+    assert apart == [tuple(edges[:2]), tuple(edges[2:])]
+    assert joined == [(edges[0], edges[3])]
+
+
 def own_mapping(pages: int) -> tuple[mmap.mmap, int]:
     memory = mmap.mmap(-1, pages * PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))

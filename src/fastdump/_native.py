@@ -196,24 +196,33 @@ class Memory:
     def runs(self, slices: Sequence[Slice], min_gap: int, limit: int) -> list[Range]:
         """The ranges that hold data, in the order of *slices*.
 
-        Runs nearer than *min_gap* bytes in one slice are joined. While there are more than
-        *limit*, *min_gap* is doubled: so neither the result nor what is made of it can
-        grow with a badly scattered target.
+        Runs in one slice with less than *min_gap* bytes between them, all known to be zero, are
+        joined. While there are more than *limit*, *min_gap* is doubled, and what else lies
+        between (gaps, bytes of the mapped file) is joined over too, from one page on: so
+        neither the result nor what is made of it can grow with a badly scattered target.
         """
         c_slices = _c_slices(slices)
-        min_gap = max(min_gap, PAGE_SIZE)
+        min_gap, min_other = max(min_gap, PAGE_SIZE), PAGE_SIZE
         capacity = limit + len(slices)
         result = ffi.new("struct fastdump_range[]", capacity)
         while True:
             at, done = ffi.new("uint64_t *"), ffi.new("uint64_t *")
             count = _check(
                 lib.fastdump_runs(
-                    self._target, c_slices, len(slices), min_gap, capacity, at, done, result
+                    self._target,
+                    c_slices,
+                    len(slices),
+                    min_gap,
+                    min_other,
+                    capacity,
+                    at,
+                    done,
+                    result,
                 )
             )
             if at[0] == len(slices):
                 return [Range(r.start, r.end) for r in result[0:count]]
-            min_gap *= 2
+            min_gap, min_other = 2 * min_gap, 2 * min_other
 
 
 def _take_gaps(cursor: Any, c_gaps: Any) -> list[Gap]:

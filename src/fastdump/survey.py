@@ -13,7 +13,7 @@ import resource
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastdump import _native
-from fastdump._native import Copier, Gap, Residency, Slice, Tally
+from fastdump._native import MODIFIED, Copier, Gap, Residency, Slice, Tally
 from fastdump.headroom import headroom
 from fastdump.labels import Kind, Label, label_regions
 from fastdump.process import LiveProcess
@@ -26,7 +26,8 @@ _MOST_PIECE = 64 << 20
 _LEAST_PIECE = 4 << 20
 
 # Absent runs this long get a PT_LOAD without bytes; shorter ones are zeros, which cost LZ4
-# 1 byte in 255 and a sparse file nothing.
+# 1 byte in 255 and a sparse file nothing. Gaps and what is left to the mapped file get one too,
+# however short: they are no zeros.
 _MIN_GAP = 256 << 10
 # Runs are joined further where a scattered target would need more: with a usual number of regions
 # the PT_LOADs then stay below PN_XNUM, which some readers do not know.
@@ -113,8 +114,7 @@ class Survey:
 
     def _file_of(self, region: Region, label: Label, choice: Choice) -> int | None:
         """The file that has what is absent of a region; None if it cannot be opened."""
-        wanted = choice.part is Part.WHOLE or choice.header
-        if not wanted or not region.has_file or label.kind is Kind.ANONYMOUS:
+        if not choice.included or not region.has_file or label.kind is Kind.ANONYMOUS:
             return -1
         if region.file_key not in self._files:
             if not self._files:
@@ -147,7 +147,8 @@ class Survey:
     def runs(self) -> list[list[Slice]]:
         """The slices that hold data, for each region, in address order.
 
-        Short absent runs are inside, and longer ones too where there would be too many slices.
+        Short absent runs are inside; longer ones, gaps and unmodified pages only where there would
+        be too many slices. All of a slice is read, as an unmodified page is not zero.
         """
         flat = [s for slices in self.slices for s in slices]
         runs = iter(self.process.memory.runs(flat, _MIN_GAP, _MAX_RUNS))
@@ -157,7 +158,8 @@ class Survey:
             found = []
             for s in slices:
                 while run and s.address <= run.start < s.address + s.length:
-                    found.append(s.part(run.start - s.address, run.end - run.start))
+                    part = s.part(run.start - s.address, run.end - run.start)
+                    found.append(part._replace(flags=part.flags & ~MODIFIED))
                     run = next(runs, None)
             result.append(found)
         assert run is None, "a run outside of the selection"

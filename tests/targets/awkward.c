@@ -239,6 +239,8 @@ static void build_files(void) {
     MUST(mkdir(in_scratch("tmp/jason"), 0700));
     scratch_file("jason app", "tmp/jason/app", (struct file){4, .offset = page, .plan = "P3F1"});
     scratch_file("shared file", "shared", (struct file){4, .shared = true, .plan = "P1F2P1"});
+    protect(scratch_file("modified", "modified", (struct file){64, .plan = "F1P1F50P1F*"}),
+            PROT_READ, "r--p");
 
     struct file two = {2, .plan = "P1F1"};
     scratch_file("spaces", "  with   spaces ", two);
