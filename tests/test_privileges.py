@@ -18,6 +18,7 @@ import pytest
 
 import targets
 from fastdump import process
+from fastdump._native import PAGE_SIZE
 from test_errors import (
     NOBODY,
     become_nobody,
@@ -48,12 +49,21 @@ os.execv("/program", ["/program", "1"])
 pytestmark = root_only
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+# What its files are on, and no other mount namespace has; of the folders of its root and its image.
+FILE_SYSTEMS = {
+    "tmpfs": 'mount -t tmpfs none "$1" && cp -a "$2"/. "$1" && cd "$1"',
+    "overlay": 'mount -t tmpfs none "$1" && cd "$1" && mkdir upper work root && mount -t overlay '
+    '-o "lowerdir=$2,upperdir=upper,workdir=work" none root && cd root',
+}
+
+
+@pytest.fixture(scope="module", params=FILE_SYSTEMS)
+def container(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
     """The pid, as seen from here, of a process with root, mounts and pids of its own.
 
-    Its files are on a tmpfs that no other mount namespace has, under names that this host has
-    for other files.
+    Its files are under names that this host has for other files.
     """
     root, image = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("image")
     program = targets.build("threads")
@@ -63,7 +73,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             (image / path.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, image / path.relative_to("/"))
     shutil.copy(program, image / "program")
-    script = 'mount -t tmpfs none "$1" && cp -a "$2"/. "$1" && cd "$1" && exec "$3" -c "$4"'
+    script = f'{FILE_SYSTEMS[request.param]} && exec "$3" -c "$4"'
     unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     setpriv = ["setpriv", DOCKER + ",+sys_admin"]
     with subprocess.Popen(
@@ -107,6 +117,29 @@ def test_a_container_with_sys_ptrace(container: int, inside: bool) -> None:
     dump = [*docker, *FASTDUMP, "dump", str(pid), "-o", "-"]
     core = subprocess.run(dump, stdout=subprocess.PIPE, check=True).stdout
     assert subprocess.check_output(["lz4", "-dc"], input=core)[:4] == b"\x7fELF"
+
+
+def test_which_file_is_the_mapped_one(
+    request: pytest.FixtureRequest, container: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By /proc/PID/root: map_files has no such range."""
+    with process.LiveProcess(container) as target:
+        (region, *_) = (r for r in target.regions() if r.path == "/program")
+        region = region._replace(end=region.end + PAGE_SIZE)
+        os.close(target.open_mapped(region))
+        with pytest.raises(OSError, match="another file"):
+            target.open_mapped(region._replace(inode=region.inode + 1))
+        layer = region._replace(dev="00:00")  # as overlays had it before Linux 6.8
+        if request.node.callspec.params["container"] == "overlay":
+            os.close(target.open_mapped(layer))
+        else:
+            with pytest.raises(OSError, match="another file"):
+                target.open_mapped(layer)
+        fstat = os.fstat  # as on btrfs: the device of a subvolume
+        monkeypatch.setattr(
+            os, "fstat", lambda fd: os.stat_result((*fstat(fd)[:2], 42, *fstat(fd)[3:]))
+        )
+        os.close(target.open_mapped(region))
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["from the host", "from a container"])

@@ -98,7 +98,7 @@ def label_dumped(
         executable: Its path.
         read: Address and length → bytes, fewer or none where they are not in the core.
     """
-    files: dict[tuple[str, int], list[Region]] = {}
+    files: dict[tuple[str, int, str], list[Region]] = {}
     for region in regions:
         if region.has_file:
             files.setdefault(region.file_key, []).append(region)
@@ -127,7 +127,7 @@ def _label_all(
     stack_pointers: Sequence[int],
     inspect: Callable[[Region], _Module | _NotAModule],
 ) -> list[Label]:
-    modules: dict[tuple[str, int], _Module | _NotAModule] = {}
+    modules: dict[tuple[str, int, str], _Module | _NotAModule] = {}
     stacks = _regions_of(stack_pointers, regions)
     labels: list[Label] = []
     tail: tuple[Range, Label] | None = None  # the .bss of the module seen last

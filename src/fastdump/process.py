@@ -289,7 +289,7 @@ class LiveProcess:
 
         ``map_files`` reaches deleted and replaced files and those of other mount namespaces
         (it needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE); else the target's own root, and
-        the device and inode must be the same. Never the path on this host.
+        the inode and file system must be the same. Never the path on this host.
 
         Raises:
             OSError: It cannot be opened, or another file has its name now.
@@ -300,15 +300,32 @@ class LiveProcess:
             fd = os.open(link, flags)
         except OSError:
             fd = os.open(f"{self._proc}/root{region.path}", flags | os.O_NOFOLLOW)
-            found = os.fstat(fd)
-            dev = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-            if (dev, found.st_ino) != region.file_key:
+            if not self._is_mapped(fd, region):
                 os.close(fd)
                 raise OSError(errno.ESTALE, "another file has this name now") from None
         if not stat.S_ISREG(os.fstat(fd).st_mode):  # nothing but a plain read may follow
             os.close(fd)
             raise OSError(errno.ENODEV, "not a regular file")
         return fd
+
+    def _is_mapped(self, fd: int, region: Region) -> bool:
+        """Whether an open file is the one of *region*, by its inode and file system.
+
+        maps has the device of the file system, and so has mountinfo; stat(2) may have another one
+        on btrfs and overlayfs. Of overlays maps had that of a layer before Linux 6.8.
+        """
+        found = os.fstat(fd)
+        if found.st_ino != region.inode:
+            return False
+        if _device(os.major(found.st_dev), os.minor(found.st_dev)) == region.dev:
+            return True
+        with contextlib.suppress(OSError):
+            mount = _fields(f"/proc/self/fdinfo/{fd}").get("mnt_id")
+            for line in _read(f"{self._proc}/mountinfo").split("\n"):
+                if line.startswith(f"{mount} "):
+                    device, kind = line.split(" ")[2], line.partition(" - ")[2].split(" ")[0]
+                    return kind == "overlay" or _device(*map(int, device.split(":"))) == region.dev
+        return False
 
     def thread_stack_pointers(self) -> list[int]:
         """An address in the stack of each thread but the first, where the kernel tells.
@@ -413,8 +430,18 @@ def _stat_fields(proc: str) -> list[str]:
 
 
 def _status(proc: str) -> dict[str, str]:
-    lines = (line.partition(":") for line in _read(f"{proc}/status").split("\n"))
+    return _fields(f"{proc}/status")
+
+
+def _fields(path: str) -> dict[str, str]:
+    """Lines of a key, a colon and a value."""
+    lines = (line.partition(":") for line in _read(path).split("\n"))
     return {key: value.strip() for key, _, value in lines}
+
+
+def _device(major: int, minor: int) -> str:
+    """As maps has it."""
+    return f"{major:02x}:{minor:02x}"
 
 
 def _bytes(status: dict[str, str], key: str) -> int:

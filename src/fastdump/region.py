@@ -61,9 +61,9 @@ class Region(NamedTuple):
         return self.perms[3] == "p"
 
     @property
-    def file_key(self) -> tuple[str, int]:
-        """The device and inode: the same for each mapping of one file."""
-        return self.dev, self.inode
+    def file_key(self) -> tuple[str, int, str]:
+        """The same for each mapping of one file: subvolumes of btrfs share a device and inodes."""
+        return self.dev, self.inode, self.path
 
     @property
     def has_file(self) -> bool:

@@ -73,7 +73,7 @@ class Survey:
         self.tally = Tally()
         self.gaps: list[Gap] = []
         self.to_copy = 0
-        self._files: dict[tuple[str, int], int] = {}
+        self._files: dict[tuple[str, int, str], int] = {}
         files = [
             self._file_of(region, label, choice)
             for region, label, choice in zip(self.regions, self.labels, self.choices, strict=True)
