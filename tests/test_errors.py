@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import importlib
 import json
@@ -27,6 +28,8 @@ import pytest
 import fastdump.cli
 import targets
 from fastdump import process
+from fastdump.errors import OutputFailed
+from fastdump.output import PartFile, PartFolder
 
 NOBODY = 65534
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 4, 8
@@ -405,6 +408,55 @@ def test_force_keeps_the_old_output_when_the_new_one_fails(in_tmp: Path) -> None
     assert done.returncode == 7, done.stderr
     assert os.listdir() == ["out"]
     assert (in_tmp / "out").read_text() == "old"
+
+
+@pytest.fixture(params=[PartFile, PartFolder])
+def replacing(request: pytest.FixtureRequest, in_tmp: Path) -> Iterator[PartFile | PartFolder]:
+    """A whole output, to be committed in place of an old dump of three files."""
+    out = in_tmp / "out"
+    out.mkdir()
+    for name in ("1_mem_1000.bin", "1_mem_2000.bin", "manifest.json"):
+        (out / name).write_text("old")
+    new = request.param(out, force=True)
+    yield new
+    new.abort()
+    assert not (in_tmp / "out.part").exists()
+
+
+def test_force_leaves_no_half_of_the_old_dump(
+    in_tmp: Path, replacing: PartFile | PartFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, unlink, removed = replacing.part.stat().st_ino, Path.unlink, []
+
+    def interrupted(path: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(path)
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replacing.commit()
+    monkeypatch.undo()
+    assert (in_tmp / "out").stat().st_ino == whole
+
+
+def test_force_puts_the_old_dump_back(
+    in_tmp: Path, replacing: PartFile | PartFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> None:
+        if path == replacing.part and not target.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputFailed, match="Input/output error"):
+        replacing.commit()
+    replacing.abort()
+    assert os.listdir() == ["out"]
+    assert len(os.listdir("out")) == 3
 
 
 @pytest.mark.parametrize("format", FORMATS)

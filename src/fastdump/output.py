@@ -7,6 +7,7 @@ likewise. The ``.part`` is locked while it is written, so that no second dump ta
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -87,6 +88,29 @@ def _remove(path: Path) -> None:
             path.rmdir()
         else:
             path.unlink()
+
+
+def _replace(path: Path, part: Path) -> None:
+    """Give *part* the name *path*; what has it now is removed only then.
+
+    A folder is put aside first, so that an interrupt leaves no half of it under its name.
+    """
+    try:
+        part.rename(path)
+        return
+    except OSError as error:  # rename(2) replaces files by files, and empty folders by folders
+        if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    _check_replaceable(path)
+    aside = path.with_name(f"fastdump-old-{os.urandom(4).hex()}")
+    with uninterrupted():
+        path.rename(aside)
+        try:
+            part.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+    _remove(aside)
 
 
 def _remove_part(part: Path) -> None:
@@ -271,9 +295,7 @@ class PartFile(_Part):
 
     def _rename(self) -> None:
         if self._force:
-            if self.path.is_dir() and not self.path.is_symlink():
-                _remove(self.path)
-            self.part.rename(self.path)
+            _replace(self.path, self.part)
             return
         try:
             os.link(self.part, self.path, follow_symlinks=False)
@@ -317,7 +339,8 @@ class PartFolder(_Part):
 
     def _rename(self) -> None:
         if self._force:
-            _remove(self.path)
-        elif os.path.lexists(self.path):  # rename(2) replaces an empty folder
+            _replace(self.path, self.part)
+            return
+        if os.path.lexists(self.path):  # rename(2) replaces an empty folder
             raise FileExistsError(17, os.strerror(17))
         self.part.rename(self.path)
