@@ -9,6 +9,7 @@ import shutil
 import string
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_functions_are_named_by_mini_debug_info(tmp_path: Path) -> None:
         assert symbols.at(value) == (name, 0)
         assert symbols.at(value + size - 1) == (name, size - 1)
         assert symbols.defines(name)
+
+
+def test_what_a_file_defines_is_told_without_all_its_symbols(tmp_path: Path) -> None:
+    """Whose millions would take seconds and hundreds of MB."""
+    source, built, count = tmp_path / "many.c", tmp_path / "many.so", 20_000
+    source.write_text("".join(f"int v{number};" for number in range(count)))
+    subprocess.run(["gcc", "-shared", "-o", built, source], check=True)
+    with open(built, "rb") as file:
+        Symbols(file)  # imports
+        tracemalloc.start()
+        symbols = Symbols(file)
+        assert not symbols.defines("je_arena_boot")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 100 * count
+    assert symbols.defines("v19999")
 
 
 def test_files_that_are_gone_or_replaced_are_not_mistaken(tmp_path: Path) -> None:

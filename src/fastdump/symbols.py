@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import io
 import lzma
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from fastdump._native import PAGE_SIZE
@@ -28,6 +30,14 @@ class Symbol(NamedTuple):
     value: int
     size: int
     name: int
+
+
+class _Table(NamedTuple):
+    """Symbols as of a file of an ELF class, 32 or 64, and where their names begin in all."""
+
+    elfclass: int
+    content: bytes
+    base: int
 
 
 class BuildId(NamedTuple):
@@ -53,15 +63,12 @@ class Symbols:
         self.build_id: BuildId | None = None
         self.is_stripped = True
         self._loads: list[tuple[int, int, int]] = []
-        self._symbols: list[Symbol] = []
+        self._tables: list[_Table] = []
         self._strings = b""
-        self._best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
         try:
             self._read(file)
         except Exception:  # untrusted bytes in a foreign parser
-            self._symbols = []
-        self._best.clear()
-        self._values = [symbol.value for symbol in self._symbols]
+            self._tables = []
 
     def _read(self, file: BinaryIO) -> None:
         from elftools.elf.elffile import ELFFile  # 35 ms to import
@@ -80,28 +87,44 @@ class Symbols:
             unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_BYTES)
             content = unpacker.decompress(_content(file, packed), _MOST_BYTES)
             self._enter(ELFFile(io.BytesIO(content)))
-        self._symbols = sorted(symbol for _, symbol in self._best.values())
 
     def _enter(self, elf: Any) -> None:
-        """The symbols of one table, where one of a place is better than what is known."""
+        """One table of symbols, as it is in the file: there may be millions."""
         section = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
         if not section or not elf.little_endian:
             return
-        layout = _SYMBOL[elf.elfclass]
-        table, base = _content(elf.stream, section), len(self._strings)
-        strings = _content(elf.stream, elf.get_section(section["sh_link"]))
-        self._strings += strings
-        for fields in layout.iter_unpack(table[: len(table) // layout.size * layout.size]):
-            if elf.elfclass == 64:
-                name, info, _, index, value, size = fields
-            else:
-                name, value, size, info, _, index = fields
-            if not index or not size or info & 15 not in (_OBJECT, _FUNC, _GNU_IFUNC):
-                continue
+        size = _SYMBOL[elf.elfclass].size
+        content = _content(elf.stream, section)
+        content = content[: len(content) // size * size]
+        self._tables.append(_Table(elf.elfclass, content, len(self._strings)))
+        self._strings += _content(elf.stream, elf.get_section(section["sh_link"]))
+
+    def _all(self) -> Iterator[tuple[Symbol, bool]]:
+        """Those of all tables, and whether they are global; several may be one thing."""
+        for elfclass, content, base in self._tables:
+            for fields in _SYMBOL[elfclass].iter_unpack(content):
+                if elfclass == 64:
+                    name, info, _, index, value, size = fields
+                else:
+                    name, value, size, info, _, index = fields
+                if index and size and info & 15 in (_OBJECT, _FUNC, _GNU_IFUNC):
+                    yield Symbol(value, size, base + name), info >> 4 == _GLOBAL
+
+    @functools.cached_property
+    def _symbols(self) -> list[Symbol]:
+        """In order of their values."""
+        best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
+        for symbol, is_global in self._all():
+            value, size, name = symbol
             # Of several names for one thing the one that programs use: malloc, not __libc_malloc.
-            rank = info >> 4 == _GLOBAL, size, strings[name : name + 1] != b"_"
-            if value not in self._best or rank > self._best[value][0]:
-                self._best[value] = rank, Symbol(value, size, base + name)
+            rank = is_global, size, self._strings[name : name + 1] != b"_"
+            if value not in best or rank > best[value][0]:
+                best[value] = rank, symbol
+        return sorted(symbol for _, symbol in best.values())
+
+    @functools.cached_property
+    def _values(self) -> list[int]:
+        return [symbol.value for symbol in self._symbols]
 
     def bias_of(self, start: int, offset: int) -> int | None:
         """What is added to each address of the file where *offset* of it is mapped at *start*."""
@@ -130,7 +153,7 @@ class Symbols:
         offsets: set[int] = set()  # a linker lets a name begin within a longer one
         while (at := self._strings.find(wanted, at + 1)) >= 0 and len(offsets) < _MOST_FOUND:
             offsets.add(at)
-        return bool(offsets) and any(symbol.name in offsets for symbol in self._symbols)
+        return bool(offsets) and any(symbol.name in offsets for symbol, _ in self._all())
 
 
 def _content(file: BinaryIO, section: Any) -> bytes:
