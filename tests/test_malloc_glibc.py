@@ -21,6 +21,7 @@ from fastdump._heap import BrokenChunk, Segment, size_classes
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.sources import attach, open_source
+from fastdump.why import why
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
 IN_USE, MAPPED = 1, 2
@@ -172,24 +173,70 @@ def test_a_dump_tells_the_same(arenas: targets.Target, in_tmp: Path) -> None:
             check(walk_glibc(source), arenas.truth)
 
 
-def test_a_heap_that_makes_no_sense_is_told(in_tmp: Path) -> None:
-    with targets.start("arenas", 1) as target:
-        command = ["dump", str(target.pid), "-q", "-f", "core", "-o", "dumped.core"]
-        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
-    with open_source("dumped.core") as source:
-        heap = walk_glibc(source)
-        assert heap
-        victim = heap.segments[0].start
+CORE = "dumped.core"
+
+
+def dump(target: targets.Target) -> None:
+    command = ["dump", str(target.pid), "-q", "-f", "core", "-o", CORE]
+    subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+
+
+def forge(words: dict[int, int]) -> None:
+    """Change words of the core, by their address."""
+    with open_source(CORE) as source:
         assert isinstance(source, Dumped)
-        found = next(s for s in source.slices if s.address <= victim < s.address + s.length)
-        at = found.file_offset + victim + 8 - found.address  # of its size
-    with open("dumped.core", "r+b") as file:
-        file.seek(at)
-        file.write((0x1238).to_bytes(8, "little"))
-    with open_source("dumped.core") as source:
+        slices = source.slices
+    with open(CORE, "r+b") as file:
+        for address, word in words.items():
+            found = next(s for s in slices if s.address <= address < s.address + s.length)
+            file.seek(found.file_offset + address - found.address)
+            file.write(word.to_bytes(8, "little"))
+
+
+def problems() -> list[str]:
+    with open_source(CORE) as source:
         heap = walk_glibc(source)
     assert heap
-    assert any(f"no chunk at {victim:#x}" in problem for problem in heap.problems)
+    assert all(segment.start < segment.end for segment in heap.segments)
+    return heap.problems
+
+
+def test_a_heap_that_makes_no_sense_is_told(in_tmp: Path) -> None:
+    with targets.start("arenas", 1) as target:
+        dump(target)
+    with open_source(CORE) as source:
+        heap = walk_glibc(source)
+    assert heap
+    victim = heap.segments[0].start
+    forge({victim + 8: 0x1238})  # its size
+    assert any(f"no chunk at {victim:#x}" in problem for problem in problems())
+
+
+def test_arenas_that_end_before_they_begin_are_told(in_tmp: Path) -> None:
+    """Nothing is written for them, to owners of chunks or elsewhere."""
+    with targets.start("arenas", 4) as target:
+        dump(target)
+    with open_source(CORE) as source:
+        heap = walk_glibc(source)
+        assert heap
+        main, other = heap.arenas[0], heap.arenas[1]
+        libc = [r for r in source.regions if "libc.so" in r.path and r.writable]
+        words = [
+            (region.start + 8 * number, word)
+            for region in libc
+            for number, (word,) in enumerate(
+                struct.iter_unpack("<Q", source.read(region.start, region.length))
+            )
+        ]
+    info = other.heaps[0].start
+    forge({info + 16: 0x40})  # heap_info.size
+    assert f"the heaps of the arena at {other.address:#x} were not found" in problems()
+    start, end = main.heaps[0]
+    forge({at: end - 16 for at, word in words if word == start})  # malloc_par.sbrk_base
+    forge({main.address + 96: main.segments[0].start})  # malloc_state.top
+    assert "malloc's count of mapped chunks was not found" in problems()
+    with open_source(CORE) as source:
+        assert why(source, strings=False).problems
 
 
 POINTERS = """

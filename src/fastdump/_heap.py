@@ -40,6 +40,7 @@ class Segment:
     """
 
     def __init__(self, start: int, end: int, *, single: bool = False) -> None:
+        assert start < end
         self.start, self.end, self.single = start, end, single
         self.c = ffi.new("struct fastdump_segment *")
         self.c.start, self.c.end = start, end

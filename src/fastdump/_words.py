@@ -124,6 +124,7 @@ class Heap:
         self.segments = segments
         self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
         lengths = [1 if s.single else (s.end - s.start) // 32 + 1 for s in segments]
+        assert min(lengths, default=1) > 0
         self._owners = zeroed(sum(lengths))
         at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
         for segment, length in zip(segments, lengths, strict=True):

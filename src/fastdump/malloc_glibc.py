@@ -258,10 +258,17 @@ class GlibcWalk:
             self._problems.append(f"the end of the main arena, {arena.top:#x}, makes no sense")
             return
         if brk.start <= arena.top < brk.end:
-            arena.heaps = [Range(start, end)]
-        else:  # sbrk(2) failed once: the rest is mapped
-            arena.heaps = [Range(start, brk.end), Range(region.start, end)]
-        arena.segments = [Segment(-(-heap.start // 16) * 16, heap.end) for heap in arena.heaps]
+            heaps = [Range(start, end)]
+        else:  # sbrk(2) failed once, or always: the rest is mapped
+            heaps = [Range(start, brk.end)] if brk.end else []
+            heaps.append(Range(region.start, end))
+        for heap in heaps:
+            first = -(-heap.start // 16) * 16
+            if first < heap.end:
+                arena.heaps.append(heap)
+                arena.segments.append(Segment(first, heap.end))
+            else:
+                self._problems.append(f"the main arena from {heap.start:#x} makes no sense")
 
     def _word(self, address: int) -> int:
         return int.from_bytes(self._source.read(address, 8), "little")
@@ -278,14 +285,14 @@ class GlibcWalk:
             header = next(n for n in _HEAP_INFO_SIZES if (arena.address - n) % size == 0)
             while base:
                 ar_ptr, previous, length, _ = self._heap_info(base)
-                known = base in self._heaps or not self._is_mapped(base + length - 1)
-                if ar_ptr != arena.address or known or not header < length <= size:
-                    raise FaultError(base, 0, "no heap_info")
-                self._heaps.add(base)
-                arena.heaps.append(Range(base, base + length))
                 first = base + header
                 if first == arena.address:
                     first += -(-_STATE.size // 16) * 16
+                known = base in self._heaps or not self._is_mapped(base + length - 1)
+                if ar_ptr != arena.address or known or not first < base + length <= base + size:
+                    raise FaultError(base, 0, "no heap_info")
+                self._heaps.add(base)
+                arena.heaps.append(Range(base, base + length))
                 arena.segments.append(Segment(first, base + length))
                 base = previous
         except (FaultError, StopIteration):
@@ -510,7 +517,7 @@ def _find_param(data: bytes, brk: Range, top: int) -> _Param | None:
     usable = len(data) // 8 * 8
     words = memoryview(data)[:usable].cast("Q")
     for number in range(6, len(words)):
-        if not brk.start <= words[number] < max(brk.end, 1) or words[number] > top > brk.end:
+        if not brk.start <= words[number] < max(brk.end, 1) or brk.start <= top < words[number]:
             continue
         mmapped, most = words[number - 2], words[number - 1]
         if mmapped > most or mmapped % PAGE_SIZE or most % PAGE_SIZE:
