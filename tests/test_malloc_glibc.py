@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import sys
+from collections import UserList
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import targets
 from fastdump._heap import BrokenChunk, Segment, size_classes
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
+from fastdump.region import Range
 from fastdump.sources import attach, open_source
 from fastdump.why import why
 
@@ -324,3 +326,24 @@ def test_what_looks_like_a_mapped_chunk_is_none() -> None:
     assert heap
     assert heap.problems == []
     assert 0x30000 not in {end - start for start, end in heap.mapped}
+
+
+def test_segments_of_a_range_are_found_without_those_before() -> None:
+    looked = 0
+
+    class Looked(UserList[Segment]):
+        def __getitem__(self, number: Any) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().__getitem__(number)
+
+    ranges = [Range(at, at + 4096) for at in range(1 << 20, 1 << 24, 8192)]
+    heap = GlibcHeap([], ranges)
+    heap.index()
+    heap.segments = Looked(heap.segments)  # type: ignore[assignment]
+    for start, end in ranges:
+        found = list(heap.segments_in(start + 1, end + 8192))
+        assert [segment.start for segment in found] == [
+            r.start for r in ranges if start <= r.start <= end + 4096
+        ]
+    assert looked <= 4 * len(ranges)

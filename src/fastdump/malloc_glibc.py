@@ -116,7 +116,8 @@ class GlibcHeap:
     def segments_in(self, start: int, end: int) -> Iterator[Segment]:
         """The segments that reach into a range."""
         first = max(bisect.bisect_right(self._starts, start) - 1, 0)
-        for segment in itertools.islice(self.segments, first, None):
+        for number in range(first, len(self.segments)):
+            segment = self.segments[number]
             if segment.start >= end:
                 break
             if segment.end > start:
