@@ -615,6 +615,41 @@ struct fastdump_place {
     int32_t reserved;
 };
 
+/*
+ * A list of free chunks, as of a fastbin or a tcache: of each the first word that its user had is
+ * the link to the next, since glibc 2.32 stored with a mask (PROTECT_PTR). No chunk is remembered:
+ * one that is free already ends it as broken.
+ */
+#define FASTDUMP_LIST_BLOCK 4096
+
+struct fastdump_free_list {
+    struct fastdump_heap heap; /* all of it was walked */
+    uint64_t entry;            /* where the list goes on, 0 at its end */
+    uint64_t header;           /* so far behind the start of a chunk entries point */
+    uint64_t size;             /* of each chunk; 0: any */
+    uint64_t most;             /* chunks */
+    uint64_t chunks;           /* so far */
+    uint64_t bytes;
+    uint64_t seen;   /* an entry before, which a loop comes by again; 0 at first */
+    int32_t release; /* what it holds becomes free */
+    int32_t reserved;
+    uint64_t link;               /* the address of the word that is wanted */
+    struct fastdump_range block; /* what content holds: at most LIST_BLOCK bytes */
+    unsigned char content[FASTDUMP_LIST_BLOCK];
+    struct fastdump_place place;
+};
+
+/*
+ * Follow a list from its entry on. A link is read with what lies in the same block, from a slice as
+ * of fastdump_reach_chase; but only where the chunk's header lies there too, for the walk has read
+ * that: so no page is touched that was not. Returns 1 at the end of the list, 0 to be called again
+ * with the memory at link as the block, or -EILSEQ: it leads to what is no chunk, a free one,
+ * one that is too many or of another size, or back.
+ */
+int64_t fastdump_free_list_follow(struct fastdump_free_list *list,
+                                  const struct fastdump_target *target,
+                                  const struct fastdump_slice *slices, uint64_t count);
+
 /* A mapped range of a module, whose number is 1 to FASTDUMP_MODULES - 1. */
 struct fastdump_module_range {
     uint64_t start;

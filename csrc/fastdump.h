@@ -44,4 +44,8 @@ void fastdump_extents_begin(struct fastdump_extents *walk, const struct fastdump
 /* 1: *extent_ret is the next extent, of the same kind throughout; 0: the end; or -errno. */
 int64_t fastdump_extents_next(struct fastdump_extents *walk, struct fastdump_extent *extent_ret);
 
+/* Whether all of a range could be read from one of the slices, which are in address order. */
+bool fastdump_read_range(const struct fastdump_target *target, const struct fastdump_slice *slices,
+                         uint64_t count, const struct fastdump_range *range, void *buffer_ret);
+
 #endif

@@ -190,3 +190,62 @@ int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t addre
     }
     return (int64_t)found;
 }
+
+#define STEPS (1 << 20) /* of one call, which cannot be interrupted */
+
+/* The segment in which a chunk begins at an address, or NULL. */
+static struct fastdump_segment *begun_at(struct fastdump_free_list *list, uint64_t chunk) {
+    struct fastdump_segment *segment = fastdump_segment_of(&list->place, &list->heap, chunk);
+    if (!segment || !segment->begins || (chunk - segment->start) % 16)
+        return NULL;
+    uint64_t index = (chunk - segment->start) / 16;
+    return segment->begins[index / 64] >> index % 64 & 1 ? segment : NULL;
+}
+
+static bool has_link(struct fastdump_free_list *list, const struct fastdump_target *target,
+                     const struct fastdump_slice *slices, uint64_t count) {
+    struct fastdump_range *block = &list->block;
+    if (list->link >= block->start && list->link + 8 <= block->end)
+        return true;
+    uint64_t before = list->link % FASTDUMP_LIST_BLOCK;
+    if (before < FASTDUMP_CHUNK_HEADER)
+        return false;
+    *block = (struct fastdump_range){.start = list->link - before,
+                                     .end = list->link - before + FASTDUMP_LIST_BLOCK};
+    if (fastdump_read_range(target, slices, count, block, list->content))
+        return true;
+    block->end = block->start;
+    return false;
+}
+
+int64_t fastdump_free_list_follow(struct fastdump_free_list *list,
+                                  const struct fastdump_target *target,
+                                  const struct fastdump_slice *slices, uint64_t count) {
+    for (uint64_t steps = 0; list->entry; steps++) {
+        uint64_t chunk = list->entry - list->header, word;
+        struct fastdump_segment *segment = begun_at(list, chunk);
+        if (!segment || fastdump_chunk_is_free(segment, chunk) || list->chunks == list->most)
+            return -EILSEQ;
+        uint64_t size = fastdump_chunk_end(segment, chunk) - chunk;
+        if (list->size && list->size != size)
+            return -EILSEQ;
+        list->link = chunk + FASTDUMP_CHUNK_HEADER;
+        if (steps == STEPS || !has_link(list, target, slices, count))
+            return 0;
+        if (list->entry == list->seen)
+            return -EILSEQ;
+        if ((list->chunks & (list->chunks - 1)) == 0) /* Brent: it may be far to the loop */
+            list->seen = list->entry;
+        memcpy(&word, list->content + (list->link - list->block.start), sizeof word);
+        if (list->release)
+            fastdump_segment_release(segment, chunk);
+        list->chunks++;
+        list->bytes += size;
+        uint64_t plain = word ^ list->link >> 12;
+        if (!word || !plain)
+            list->entry = 0;
+        else
+            list->entry = begun_at(list, plain - list->header) ? plain : word;
+    }
+    return 1;
+}

@@ -77,6 +77,28 @@ int64_t fastdump_read(const struct fastdump_target *target, uint64_t address, ui
     return got == 0 ? -ESRCH : -errno;
 }
 
+bool fastdump_read_range(const struct fastdump_target *target, const struct fastdump_slice *slices,
+                         uint64_t count, const struct fastdump_range *range, void *buffer_ret) {
+    uint64_t low = 0, high = count, length = range->end - range->start;
+    while (low < high) {
+        uint64_t middle = (low + high) / 2;
+        if (slices[middle].address <= range->start)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (!low)
+        return false;
+    const struct fastdump_slice *slice = &slices[low - 1];
+    uint64_t offset = range->start - slice->address;
+    if (offset > slice->length || length > slice->length - offset)
+        return false;
+    int64_t got = slice->flags & FASTDUMP_PLAIN
+                      ? pread(slice->file, buffer_ret, length, (off_t)(slice->file_offset + offset))
+                      : fastdump_read(target, range->start, length, slice->flags, buffer_ret);
+    return got == (int64_t)length;
+}
+
 uint64_t fastdump_robust_list(int32_t tid) {
     void *head = NULL;
     size_t length;

@@ -5,9 +5,7 @@
  * list, all others are bits alone: so no order of pointers needs more memory, and an order against
  * that of the reading costs reads, and no chunk.
  */
-#define _GNU_SOURCE
 #include <string.h>
-#include <unistd.h>
 
 #include "heap.h"
 
@@ -200,31 +198,6 @@ void fastdump_reach_feed(struct fastdump_reach *reach, struct fastdump_segment *
 
 /* --- one by one ------------------------------------------------------------------------- */
 
-/* Whether all of a range could be read into the block. */
-static bool read_block(struct fastdump_reach *reach, const struct fastdump_target *target,
-                       const struct fastdump_slice *slices, uint64_t count,
-                       const struct fastdump_range *range) {
-    uint64_t low = 0, high = count, length = range->end - range->start;
-    while (low < high) {
-        uint64_t middle = (low + high) / 2;
-        if (slices[middle].address <= range->start)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (!low || length > sizeof reach->block)
-        return false;
-    const struct fastdump_slice *slice = &slices[low - 1];
-    uint64_t offset = range->start - slice->address;
-    if (offset > slice->length || length > slice->length - offset)
-        return false;
-    if (slice->flags & FASTDUMP_PLAIN)
-        return pread(slice->file, reach->block, length, (off_t)(slice->file_offset + offset)) ==
-               (ssize_t)length;
-    return fastdump_read(target, range->start, length, slice->flags, reach->block) ==
-           (int64_t)length;
-}
-
 uint64_t fastdump_reach_chase(struct fastdump_reach *reach, const struct fastdump_target *target,
                               const struct fastdump_slice *slices, uint64_t count, uint64_t most,
                               uint64_t limit) {
@@ -238,7 +211,8 @@ uint64_t fastdump_reach_chase(struct fastdump_reach *reach, const struct fastdum
                                                FASTDUMP_PENDING, &range))
             continue;
         tried++;
-        if (read_block(reach, target, slices, count, &range)) {
+        if (range.end - range.start <= sizeof reach->block &&
+            fastdump_read_range(target, slices, count, &range, reach->block)) {
             fastdump_reach_feed(reach, segment, reach->block, range.end - range.start, range.start);
         } else { /* to the start, in exchange for what is not read yet */
             reach->todo[reach->todo_used++] = reach->todo[left];

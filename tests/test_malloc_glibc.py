@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections import UserList
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ from xml.etree import ElementTree
 import pytest
 
 import targets
-from fastdump._heap import BrokenChunk, Segment, size_classes
+from fastdump._heap import LIST_BLOCK, BrokenChunk, FreeLists, Segment, size_classes
+from fastdump._native import PLAIN, Memory, Slice
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.region import Range
+from fastdump.source import Source
 from fastdump.sources import attach, open_source
 from fastdump.why import why
 
@@ -109,6 +113,54 @@ def test_a_broken_segment_is_told() -> None:
             segment.feed(start, bad)
         broken += segment.next == start + at
     assert broken > 100
+
+
+def test_lists_of_free_chunks_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    """And lists that lead to no chunk, back, or to a free one break there."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    broken = 0
+    for _ in range(200):
+        start, data, chunks = random_segment(rng)
+        listed = [chunk for chunk in chunks if not chunk[2]]
+        listed = rng.sample(listed, rng.randrange(1, len(listed) + 1))
+        header, masked = rng.choice((0, 16)), rng.random() < 0.5
+        behind = rng.choice(
+            (0, 0, start - 16, chunks[-1][1], rng.choice(chunks)[0] + 8, listed[0][0],
+             rng.choice(listed)[0], *[c[0] for c in chunks if c[2]][:1])
+        )  # fmt: skip
+        entries = [chunk[0] + header for chunk in listed]
+        entries.append(behind + header if behind else 0)
+        image = bytearray(data)
+        for (chunk, *_), link in zip(listed, entries[1:], strict=True):
+            word = link ^ (chunk + 16 >> 12 if masked else 0)
+            image[chunk + 16 - start : chunk + 24 - start] = word.to_bytes(8, "little")
+        (tmp_path / "image").write_bytes(image)
+
+        def read(address: int, start: int = start, image: bytes = bytes(image)) -> bytes:
+            at = address - start
+            return image[at : at + 8 * rng.randrange(1, LIST_BLOCK // 8)]
+
+        segment = walked(rng, start, bytes(image))
+        with open(tmp_path / "image", "rb") as file:
+            slices = [Slice(start, len(image), 0, PLAIN, file.fileno())][: rng.randrange(2)]
+            lists = FreeLists([segment], Memory.of_files(), slices, read)
+            sizes = [end - at for at, end, _ in listed]
+            alike = len(list(itertools.takewhile(sizes[0].__eq__, sizes)))
+            options = {"header": header, "release": False, "most": len(listed)}
+            found = lists.follow(entries[0], size=sizes[0], **options)
+            whole = not behind and alike == len(listed)
+            assert found == (alike, alike * sizes[0], whole)
+            expected = len(listed), sum(sizes), not behind
+            assert lists.follow(entries[0], **options) == expected
+            options.pop("most")
+            assert lists.follow(entries[0], **options).whole == (not behind)
+            assert segment.total().live == len(chunks) - sum(chunk[2] for chunk in chunks)
+            assert lists.follow(entries[0], header=header) == expected
+        free = {chunk[0] for chunk in chunks if chunk[2]} | {chunk[0] for chunk in listed}
+        assert free == {at for at, *_ in chunks if segment.chunk_at(at)[2]}  # type: ignore[index]
+        broken += behind != 0
+    assert 50 < broken < 190
 
 
 # --- malloc ------------------------------------------------------------------------------
@@ -212,6 +264,61 @@ def test_a_heap_that_makes_no_sense_is_told(in_tmp: Path) -> None:
     victim = heap.segments[0].start
     forge({victim + 8: 0x1238})  # its size
     assert any(f"no chunk at {victim:#x}" in problem for problem in problems())
+
+
+FAST = 400_000
+
+
+def test_long_fastbins_are_not_read_chunk_by_chunk(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor remembered: whatever their order, of a process and of a core."""
+    calls = 0
+
+    def count(source: Source, name: str) -> None:
+        method = getattr(source, name)
+
+        def counted(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return method(*args)
+
+        monkeypatch.setattr(source, name, counted)
+
+    def walk(source: Source, truth: dict[str, Any]) -> None:
+        nonlocal calls
+        calls = 0
+        for name in ("read", "read_into", "walk"):
+            count(source, name)
+        tracemalloc.start()
+        heap = walk_glibc(source)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        check(heap, truth)
+        assert heap
+        report = ElementTree.fromstring(truth["malloc_info"])
+        assert heap.fast == int(report.findall("total")[0].attrib["count"]) > 0.99 * FAST
+        assert calls < FAST / 50
+        assert peak < 10 * FAST
+
+    with targets.start("arenas", 1, FAST) as target:
+        dump(target)
+        with attach(target.pid) as source:
+            walk(source, target.truth)
+        with open_source(CORE) as source:
+            walk(source, target.truth)
+
+
+def test_a_fastbin_that_makes_no_sense_is_told(in_tmp: Path) -> None:
+    with targets.start("arenas", 1) as target:
+        dump(target)
+    with open_source(CORE) as source:
+        heap = walk_glibc(source)
+    assert heap
+    first = next(filter(None, heap.arenas[0].fast))
+    for link in (first, first + 8, 16, heap.segments[0].end):
+        forge({first + 16: link ^ first + 16 >> 12})
+        assert problems() == [f"the fastbin with {first:#x} is broken"]
 
 
 def test_arenas_that_end_before_they_begin_are_told(in_tmp: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from fastdump._native import PAGE_SIZE, ffi, lib, zeroed
+from fastdump._native import PAGE_SIZE, Memory, Slice, _c_slices, ffi, lib, zeroed
 from fastdump.region import Range
 
 HEADER: int = lib.FASTDUMP_CHUNK_HEADER
+LIST_BLOCK: int = lib.FASTDUMP_LIST_BLOCK
 _BATCH = 1024
+_ANY = (1 << 64) - 1
 _BITS = 16 * 8  # bytes of memory that a byte of bits stands for
 
 
@@ -151,6 +153,58 @@ def joined(classes: Iterable[Iterable[SizeClass]]) -> list[SizeClass]:
         _, more, longer = found.get(size, (size, 0, 0))
         found[size] = SizeClass(size, chunks + more, length + longer)
     return sorted(found.values())
+
+
+class Followed(NamedTuple):
+    """Chunks of a list of free ones, and their bytes; ``whole``: it ended as it should."""
+
+    chunks: int
+    bytes: int
+    whole: bool
+
+
+class FreeLists:
+    """Follows lists of free chunks in memory of any size; see ``csrc/api.h``.
+
+    Args:
+        segments: Walked, in address order.
+        memory: What of it *slices* say is read without *read*.
+        read: A word at least, and LIST_BLOCK bytes at the most, of what lies at an address.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        memory: Memory,
+        slices: Sequence[Slice],
+        read: Callable[[int], bytes],
+    ) -> None:
+        self._memory, self._slices, self._read = memory, _c_slices(slices), read
+        self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
+        self._c = ffi.new("struct fastdump_free_list *")
+        self._c.heap = {"segments": self._array, "count": len(segments)}
+
+    def follow(
+        self, entry: int, *, header: int = 0, size: int = 0, most: int = _ANY, release: bool = True
+    ) -> Followed:
+        """Follow a list to its end.
+
+        Args:
+            header: What lies between a chunk and where its entry points: fastbins link chunks,
+                tcache what the program has of them.
+            size: Of each chunk; 0: any.
+            most: So many chunks.
+            release: They are free, though their neighbours do not know.
+        """
+        c = self._c
+        c.entry, c.header, c.size, c.most, c.release = entry, header, size, most, release
+        c.chunks = c.bytes = c.seen = 0
+        args = c, self._memory._target, self._slices, len(self._slices)
+        while not (result := lib.fastdump_free_list_follow(*args)):
+            content = self._read(c.link)
+            ffi.memmove(c.content, content, len(content))
+            c.block = {"start": c.link, "end": c.link + len(content)}
+        return Followed(c.chunks, c.bytes, result > 0)
 
 
 class MappedChunks:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from fastdump._native import Gap, Memory, Slice
+from fastdump._native import PLAIN, Gap, Memory, Slice
 from fastdump.gaps import merged
 from fastdump.labels import Label
 from fastdump.manifest import Manifest
@@ -20,7 +20,7 @@ from fastdump.place import Place, joined, with_zeros
 from fastdump.region import Range, Region, following
 from fastdump.selection import Part, Preset, Rule, select
 from fastdump.source import NOT_IN_DUMP, NOT_MAPPED, Chunk, Source, Zeros
-from fastdump.storage import Lost, Storage
+from fastdump.storage import LocalFile, Lost, Storage
 
 
 class Extent(NamedTuple):
@@ -150,6 +150,12 @@ class Dumped(Source):
                 at = stop
             if at < end:
                 yield Gap(at, end, NOT_MAPPED, errno.EFAULT)
+
+    def direct(self) -> tuple[Memory, Sequence[Slice]]:
+        file = self.storages[0] if self.storages else None
+        if not isinstance(file, LocalFile):
+            return super().direct()
+        return Memory.of_files(), [s._replace(file=file.fd, flags=PLAIN) for s in self.slices]
 
     def mapped(self, start: int, end: int) -> memoryview | None:
         number = max(bisect.bisect_right(self._extent_starts, start) - 1, 0)

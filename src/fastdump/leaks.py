@@ -19,12 +19,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastdump._heap import Segment
-from fastdump._native import MEM_ONLY, PAGE_SIZE, PLAIN, Gap, Memory, Slice
+from fastdump._native import PAGE_SIZE, Gap
 from fastdump._reach import LEAKED, PENDING, Leaked, LeakGroup, Reach
 from fastdump._words import ModuleRange
 from fastdump.allocators import allocators
 from fastdump.core_source import ElfCore
-from fastdump.dumped import Dumped
 from fastdump.errors import UsageError
 from fastdump.gaps import Gaps, merged
 from fastdump.labels import Kind, Label
@@ -36,7 +35,6 @@ from fastdump.pointers import Pointers
 from fastdump.region import Range, Region
 from fastdump.snapshot import NONE
 from fastdump.source import NOT_IN_DUMP, Chunk, Source, Zeros
-from fastdump.storage import LocalFile
 from fastdump.vtables import Vtables
 
 _WINDOW = 1 << 20
@@ -45,7 +43,6 @@ _LZ4_COST = 4 << 20  # what it takes to read that of an LZ4 core: a frame
 _FEW = 256  # chunks that are always read one by one rather than by a sweep
 _MOST_TARGETS = 2048  # that are looked at for types
 _RED_ZONE = 128  # below the stack pointer: System V ABI for x86-64, 3.2.2
-_ALL = (1 << 64) - 1
 _Feed = Callable[[Segment, int, int, Any], None]
 
 
@@ -172,7 +169,11 @@ class _Hunt:
         self._gaps: list[Gap] = []
         self._roots = 0
         self._problems = list(heap.problems)
-        memory, slices = _direct(source)
+        memory, slices = source.direct()
+        if isinstance(source, LiveSource) and (
+            not source.process.is_copy or any(found.swapped for found in source.residency)
+        ):
+            slices = []  # more is read than the walk has read: of a copy it does no harm
         held = sum(segment.next - segment.start for segment in self._segments)
         cost = PAGE_SIZE if slices else _LZ4_COST if source.format == "lz4" else _GRAIN
         self._few = max(held // cost, _FEW)
@@ -347,19 +348,6 @@ class _Hunt:
             row.indirect.chunks += group.indirect
             row.indirect.bytes += group.indirect_bytes
         return sorted(rows.values(), key=lambda row: (-row.bytes, row.example))
-
-
-def _direct(source: Source) -> tuple[Memory, list[Slice]]:
-    """What of a source can be read without a walk, which asks the page tables: nothing that would
-    be swapped in by that, and of processes only copies, which may be given pages.
-    """
-    if isinstance(source, LiveSource):
-        swapped = any(found.swapped for found in source.residency)
-        free = source.process.is_copy and not swapped
-        return source.process.memory, [Slice(0, _ALL, 0, MEM_ONLY)] if free else []
-    if isinstance(source, Dumped) and isinstance(file := source.storages[0], LocalFile):
-        return Memory.of_files(), [s._replace(file=file.fd, flags=PLAIN) for s in source.slices]
-    return Memory.of_files(), []
 
 
 def _may_hold_pointers(region: Region, label: Label) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fastdump import _native
-from fastdump._native import PAGE_SIZE, Copier, Gap, Residency, Slice
+from fastdump._native import PAGE_SIZE, Copier, Gap, Memory, Residency, Slice
 from fastdump.labels import Label
 from fastdump.place import Surveyed
 from fastdump.process import LiveProcess
@@ -24,6 +24,7 @@ from fastdump.survey import Survey
 _WINDOW = 1 << 30
 # One call into C: short enough to be interrupted.
 _MOST_PIECE = 64 << 20
+_ALL = (1 << 64) - 1
 # What reads a run of pages that hold data.
 _Take = Callable[[Slice], Iterator["Chunk | Gap"]]
 
@@ -90,6 +91,9 @@ class LiveSource(Source):
         except BaseException:
             survey.close()
             raise
+
+    def direct(self) -> tuple[Memory, Sequence[Slice]]:
+        return self.process.memory, [Slice(0, _ALL, 0, _native.MEM_ONLY)]
 
     def read_into(self, address: int, buffer: Any) -> int:
         if self._is_present(address, len(memoryview(buffer).cast("B"))):

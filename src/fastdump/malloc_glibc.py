@@ -19,7 +19,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fastdump._heap import HEADER, BrokenChunk, MappedChunks, Segment, self_pointers
+from fastdump._heap import (
+    HEADER,
+    LIST_BLOCK,
+    BrokenChunk,
+    Followed,
+    FreeLists,
+    MappedChunks,
+    Segment,
+    self_pointers,
+)
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
@@ -37,12 +46,12 @@ _MOST_ARENAS = 1 << 16
 _HEAP_SIZES = (64 << 20, 8 << 20, 4 << 30)
 _HEAP_INFO = struct.Struct("<QQQQ")  # ar_ptr, prev, size, mprotect_size
 _HEAP_INFO_SIZES = (0x20, 0x30)  # 2.35 added a member, and padding
-_MOST_FAST = 1 << 24  # chunks of one list
 _MOST_STRAYS, _MOST_ALONE = 3, 64
 # tcache_perthread_struct by the size of its chunk: bins, and what a count is. The first 64 bins
 # have chunks of 32 bytes, 48 and so on.
 _CACHES = {0x250: (64, "B"), 0x290: (64, "H"), 0x300: (76, "H")}
 _CACHE_2_42 = 0x300  # its counts say how many more there may be
+_MOST_CACHED = 0xFFFF  # chunks of one bin: what a count can be
 _MODULES = re.compile(r"/libc[.-][^/]*$")
 
 
@@ -378,15 +387,18 @@ class GlibcWalk:
         return mapped
 
     def _count(self, heap: GlibcHeap) -> None:
+        lists = FreeLists(heap.segments, *self._source.direct(), self._read_link)
         for arena in heap.arenas:
             for first in arena.fast:
-                count, size = self._release(heap, first)
-                heap.fast += count
-                heap.fast_bytes += size
+                found = lists.follow(first)
+                heap.fast += found.chunks
+                heap.fast_bytes += found.bytes
+                if not found.whole:
+                    self._problems.append(f"the fastbin with {first:#x} is broken")
         for arena in heap.arenas:
             for segment in arena.segments:
                 for chunk in segment.caches:
-                    self._release_cache(heap, chunk)
+                    self._release_cache(heap, lists, chunk)
         tops = 0
         for arena in heap.arenas:
             heap.own_bytes += arena.own
@@ -395,93 +407,65 @@ class GlibcWalk:
                     heap.top_bytes += segment.next - segment.last
                     segment.release(segment.last)
                     tops += 1
-                found = segment.total()
-                heap.live += found.live
-                heap.live_bytes += found.live_bytes
-                heap.free += found.free
-                heap.free_bytes += found.free_bytes
+                total = segment.total()
+                heap.live += total.live
+                heap.live_bytes += total.live_bytes
+                heap.free += total.free
+                heap.free_bytes += total.free_bytes
         heap.live += len(heap.mapped)
         heap.live_bytes += heap.mapped_bytes
         heap.free -= heap.cached + heap.fast + tops
         heap.free_bytes -= heap.cached_bytes + heap.fast_bytes + heap.top_bytes
 
-    def _release_cache(self, heap: GlibcHeap, chunk: int) -> None:
+    def _release_cache(self, heap: GlibcHeap, lists: FreeLists, chunk: int) -> None:
         found = heap.chunk_at(chunk)
-        if not found or found[2]:
+        size = found[1] - found[0] if found else 0
+        if not found or found[2] or size not in _CACHES:
             return
-        size = found[1] - found[0]
         bins, count_layout = _CACHES[size]
         # The last word of what a program has of a chunk lies in the next one.
-        raw = self._source.read(chunk + HEADER, size - 8)
+        try:
+            raw = self._source.read(chunk + HEADER, size - 8)
+        except FaultError:
+            return  # a chunk of that size whose end cannot be read
         layout = struct.Struct(f"<{bins}{count_layout}")
         counts = layout.unpack_from(raw)
         entries = struct.unpack_from(f"<{bins}Q", raw, layout.size)
-        lists: list[list[Range]] = []
-        for number, entry in enumerate(entries):
-            lists.append([])
-            for each in self._follow(heap, entry, HEADER):
-                if not each or (number < 64 and each.end - each.start != 32 + 16 * number):
-                    return  # it is something else
-                lists[-1].append(each)
-        lengths = tuple(map(len, lists))
+
+        def follow(number: int, *, release: bool) -> Followed:
+            count = counts[number]
+            return lists.follow(
+                entries[number],
+                header=HEADER,
+                size=32 + 16 * number if number < 64 else 0,
+                most=_MOST_CACHED - count if size == _CACHE_2_42 else count,
+                release=release,
+            )
+
+        lengths = []
+        for number in range(bins):
+            each = follow(number, release=False)
+            if not each.whole:
+                return  # it is something else
+            lengths.append(each.chunks)
         if size == _CACHE_2_42:
             if len({count + length for count, length in zip(counts, lengths, strict=True)}) != 1:
                 return
-        elif counts != lengths:
+        elif counts != tuple(lengths):
             return
-        for start, end in itertools.chain(*lists):
-            segment = heap.segment_at(start)
-            assert segment
-            segment.release(start)
-            heap.cached += 1
-            heap.cached_bytes += end - start
+        for number in range(bins):
+            each = follow(number, release=True)
+            heap.cached += each.chunks
+            heap.cached_bytes += each.bytes
 
-    def _release(self, heap: GlibcHeap, chunk: int) -> tuple[int, int]:
-        count = size = 0
-        for each in self._follow(heap, chunk, 0):
-            if each is None:
-                self._problems.append(f"the fastbin with {chunk:#x} is broken")
-                break
-            start, end = each
-            segment = heap.segment_at(start)
-            assert segment
-            segment.release(start)
-            count += 1
-            size += end - start
-        return count, size
-
-    def _follow(self, heap: GlibcHeap, entry: int, header: int) -> Iterator[Range | None]:
-        """The chunks of a list of free ones; None if it breaks.
-
-        Args:
-            header: What lies between a chunk and where its entry points: fastbins link chunks,
-                tcache what the program has of them.
-        """
-        seen: set[int] = set()
-        while entry:
-            segment = heap.segment_at(entry - header)
-            found = segment.chunk_at(entry - header) if segment and not segment.single else None
-            if not found or found[0] != entry - header or found[2] or entry in seen:
-                yield None
-                return
-            seen.add(entry)
-            yield Range(*found[:2])
-            entry = self._next_of(heap, found[0] + HEADER, header)
-            if len(seen) > _MOST_FAST:
-                yield None
-                return
-
-    def _next_of(self, heap: GlibcHeap, place: int, header: int) -> int:
-        """What follows in a list; since 2.32 it is stored with a mask (PROTECT_PTR)."""
-        try:
-            word = self._word(place)
-        except FaultError:
-            return -1
-        unmasked = word ^ place >> 12
-        if not word or not unmasked:
-            return 0
-        found = heap.chunk_at(unmasked - header)
-        return unmasked if found and found[0] == unmasked - header else word
+    def _read_link(self, place: int) -> bytes:
+        """The link of a free chunk, and what lies behind it in its block."""
+        buffer = bytearray(LIST_BLOCK - place % LIST_BLOCK)
+        with contextlib.suppress(FaultError):
+            length = self._source.read_into(place, buffer)
+            if length >= 8:
+                return bytes(buffer[:length])
+        return b"\xff" * 8  # no chunk begins there
 
     # --- checks --------------------------------------------------------------------------
 

@@ -124,6 +124,10 @@ class Source(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def direct(self) -> tuple[Memory, Sequence[Slice]]:
+        """What C reads without a walk, in address order; what is swapped comes back by that."""
+        return Memory.of_files(), []
+
     def mapped(self, start: int, end: int) -> memoryview | None:
         """The bytes of a range where they lie, without a copy; None where that cannot be."""
         return None

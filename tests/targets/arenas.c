@@ -1,5 +1,6 @@
-// arenas N: N threads, each with a malloc arena of its own, allocate, free and resize at random;
-// then all of them wait, and the truth is what malloc says of itself.
+// arenas N [FAST]: N threads, each with a malloc arena of its own, allocate, free and resize at
+// random; then all of them wait, and the truth is what malloc says of itself. Before, so many chunks
+// as FAST get into a fastbin of the main arena, in a random order.
 //
 // A byte on standard input lets one more round run, and prints it again.
 #include "target.h"
@@ -70,6 +71,20 @@ static void *work(void *argument) {
     return NULL;
 }
 
+static void fill_fastbin(size_t count) {
+    static struct worker own = {.random = 4711};
+    void **chunks = MUST(mmap(NULL, count * sizeof *chunks, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (size_t i = 0; i < count; i++)
+        chunks[i] = malloc(40);
+    for (size_t i = count; i > 0; i--) {
+        void **at = &chunks[draw(&own) % i];
+        free(*at);
+        *at = chunks[i - 1];
+    }
+    MUST(munmap(chunks, count * sizeof *chunks));
+}
+
 static void print_truth(struct worker *workers, int count) {
     static char report[1 << 20];
     static struct mallinfo2 info;
@@ -108,12 +123,12 @@ static void print_truth(struct worker *workers, int count) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2)
-        return fprintf(stderr, "usage: arenas N\n"), 2;
+    if (argc != 2 && argc != 3)
+        return fprintf(stderr, "usage: arenas N [FAST]\n"), 2;
     die_with_parent();
     static char buffer[1 << 16]; // or stdout would allocate one behind the report
     setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
-    int count = atoi(argv[1]);
+    int count = atoi(argv[1]), fast = argc == 3 ? atoi(argv[2]) : 0;
     mallopt(M_MMAP_THRESHOLD, 128 << 10); // else it grows, and nothing is mapped any more
     mallopt(M_ARENA_MAX, count > 1 ? count + 1 : 1);
     static struct worker workers[64];
@@ -125,6 +140,8 @@ int main(int argc, char **argv) {
     }
     do {
         pthread_barrier_wait(&ended);
+        if (fast)
+            fill_fastbin(fast);
         print_truth(workers, count);
         if (next_byte() < 0)
             _exit(0);
