@@ -454,3 +454,11 @@ def test_segments_of_a_range_are_found_without_those_before() -> None:
             r.start for r in ranges if start <= r.start <= end + 4096
         ]
     assert looked <= 4 * len(ranges)
+
+
+def test_of_segments_that_overlap_the_first_counts() -> None:
+    mapped = [Range(0x10000, 0x30000), Range(0x20000, 0x28000), Range(0x30000, 0x40000)]
+    heap = GlibcHeap([], mapped)
+    heap.index()
+    assert [segment.start for segment in heap.segments] == [0x10000, 0x30000]
+    assert heap.problems == ["the heap at 0x20000 lies in another one"]

@@ -147,10 +147,15 @@ class GlibcHeap:
         return sorted([*found, *self.mapped])
 
     def index(self) -> None:
-        """Make :meth:`chunk_at` know the segments."""
-        self.segments = [s for arena in self.arenas for s in arena.segments]
-        self.segments += [Segment(start, end, single=True) for start, end in self.mapped]
-        self.segments.sort(key=lambda segment: segment.start)
+        """Make :meth:`chunk_at` know the segments: of those that overlap, the first."""
+        found = [s for arena in self.arenas for s in arena.segments]
+        found += [Segment(start, end, single=True) for start, end in self.mapped]
+        self.segments = []
+        for segment in sorted(found, key=lambda segment: segment.start):
+            if self.segments and segment.start < self.segments[-1].end:
+                self.problems.append(f"the heap at {segment.start:#x} lies in another one")
+            else:
+                self.segments.append(segment)
         self._starts = [segment.start for segment in self.segments]
 
 
