@@ -216,9 +216,8 @@ V2_MOUNT = "31 24 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegat
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root of its own for all that is asked about room; process 7 is in no cgroup yet."""
-    monkeypatch.setattr(
-        fastdump.headroom, "_read", lambda path: (tmp_path / path.lstrip("/")).read_text()
-    )
+    read = fastdump.headroom._read
+    monkeypatch.setattr(fastdump.headroom, "_read", lambda path: read(f"{tmp_path}{path}"))
     write(tmp_path / "proc/meminfo", MEMINFO)
     write(tmp_path / "proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
     write(tmp_path / "proc/7/cgroup", "")
@@ -230,16 +229,19 @@ def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-def v2_group(host: Path, path: str, limit: str, current: int) -> None:
+def v2_group(host: Path, path: str, limit: str, current: int, cached: int = 0) -> None:
     folder = host / "sys/fs/cgroup" / path
     write(folder / "memory.max", f"{limit}\n")
     write(folder / "memory.current", f"{current}\n")
+    used = "anon 1\nactive_file 10\ninactive_anon 100\n"
+    write(folder / "memory.stat", f"{used}inactive_file {cached}\nslab_reclaimable {cached}\n")
 
 
-def v1_group(host: Path, path: str, limit: int, usage: int) -> None:
+def v1_group(host: Path, path: str, limit: int, usage: int, cached: int = 0) -> None:
     folder = host / "sys/fs/cgroup/memory" / path
     write(folder / "memory.limit_in_bytes", f"{limit}\n")
     write(folder / "memory.usage_in_bytes", f"{usage}\n")
+    write(folder / "memory.stat", f"inactive_file 7\ntotal_inactive_file {cached}\n")
 
 
 def use_v2(host: Path) -> None:
@@ -304,6 +306,32 @@ def test_a_group_above_its_limit_has_no_room(host: Path) -> None:
     use_v2(host)
     v2_group(host, "slice/service", "1000", 5000)
     assert headroom(7) < 0
+
+
+def test_cached_files_are_room(host: Path) -> None:
+    """Else a service whose cgroup is full of them could never be copied."""
+    use_v2(host)
+    v2_group(host, "slice/service", "1000000", 990000, cached=200000)
+    assert headroom(7) == 10000 + 2 * 200000
+    write(host / "proc/self/mountinfo", V1_MOUNT)
+    write(host / "proc/7/cgroup", "4:memory:/job\n")
+    v1_group(host, "job", 2000000, 1990000, cached=300000)
+    assert headroom(7) == 10000 + 300000
+
+
+@pytest.mark.parametrize("name", [b"\xff", "\u2028".encode(), b"\f\v\x1c", b"a - b"], ids=repr)
+def test_names_of_other_mounts_and_groups_do_not_matter(host: Path, name: bytes) -> None:
+    mount = b"32 24 0:28 / /home/mallory/%b rw - fuse.%b %b rw\n" % (name, name, name)
+    (host / "proc/self/mountinfo").write_bytes(mount + V2_MOUNT.encode())
+    (host / "proc/7/cgroup").write_bytes(b"1:name=%b:/%b\n0::/%b\n" % (name, name, name))
+    v2_group(host, os.fsdecode(name), "1000000", 400000)
+    assert headroom(7) == 600000
+
+
+def test_without_any_cgroup_the_host_counts(host: Path) -> None:
+    """The kernel has none, or the process has exited meanwhile."""
+    (host / "proc/7/cgroup").unlink()
+    assert headroom(7) == 8000 << 10
 
 
 def test_this_process_has_some_room() -> None:
