@@ -212,6 +212,14 @@ def test_a_pid_that_is_no_number(in_tmp: Path) -> None:
     check_usage(run("dump", "self"), "'self'")
 
 
+def test_no_pidfd_is_needed(in_tmp: Path) -> None:
+    """Linux 5.2 has none, and some containers forbid it."""
+    with targets.start("exiter", "4K") as target, pytest.MonkeyPatch.context() as patch:
+        patch.delattr(os, "pidfd_open")
+        with process.LiveProcess(target.pid) as opened:
+            assert opened.regions()
+
+
 @pytest.mark.parametrize("command", ["maps", "dump"])
 def test_a_thread_names_its_process(in_tmp: Path, command: str) -> None:
     with targets.start("threads", 1) as target:

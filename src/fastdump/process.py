@@ -5,7 +5,7 @@ Page visibility: only pages that its page tables hold (present or swapped) are r
 process; what is absent is known to be zero, or is read from the mapped file behind it. No
 page of the target is touched that it has not touched itself, so it does not grow.
 
-See proc(5), process_vm_readv(2), pidfd_open(2).
+See proc(5), process_vm_readv(2).
 """
 
 from __future__ import annotations
@@ -73,23 +73,17 @@ class LiveProcess:
     def _open(self) -> None:
         pid = self.pid
         try:
-            pidfd = os.pidfd_open(pid)
-            self._closing.callback(os.close, pidfd)
             fields = _stat_fields(f"/proc/{pid}")
-        except (OSError, OverflowError):
-            # pidfd_open gives EINVAL (ENOENT since 6.15) for a thread that is no leader.
-            with contextlib.suppress(OSError):
-                leader = _status(f"/proc/{pid}").get("Tgid", "?")
-                if leader != str(pid):
-                    raise UsageError(
-                        f"{pid} is a thread, not a process", f"its process is {leader}"
-                    ) from None
+            leader = _status(f"/proc/{pid}")["Tgid"]
+        except OSError:
             if _is_hidden(pid):
                 raise NotPermitted(
                     f"not permitted to see process {pid}: /proc is mounted with hidepid",
                     "run it as root",
                 ) from None
             raise SourceGone(f"no process {pid}", "ps -e lists the processes") from None
+        if leader != str(pid):
+            raise UsageError(f"{pid} is a thread, not a process", f"its process is {leader}")
         self.start_time = int(fields[19])  # field 22: against the reuse of the pid
         if int(fields[6]) & _PF_KTHREAD:
             raise UsageError(f"process {pid} is a kernel thread: it has no memory of its own")
