@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import targets
-from fastdump.labels import Kind, _load_segments, _NotAModule, label_regions
+from fastdump.labels import Kind, Label, _load_segments, _NotAModule, label_regions
 from fastdump.process import LiveProcess
 
 
@@ -107,6 +107,22 @@ def test_program_headers_out_of_bounds(phnum: int, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(_NotAModule):
         load_segments(header, tmp_path / "x")
+
+
+def test_a_file_that_cannot_be_read_is_known_by_its_mappings(
+    awkward: targets.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each, reading gives EIO, as of a failing disk."""
+    monkeypatch.setattr(
+        LiveProcess, "open_mapped", lambda *_: os.open("/proc/self/mem", os.O_RDONLY)
+    )
+    with LiveProcess(awkward.pid) as process:
+        regions = process.regions()
+        labels = label_regions(process, regions)
+    found = {Path(region.path).name: label for region, label in zip(regions, labels, strict=True)}
+    assert found["plugin.bin"].kind is Kind.LIBRARY
+    assert found["plugin.bin"].lost
+    assert found["data.so"] == Label(Kind.FILE, note="the file cannot be read: Input/output error")
 
 
 def test_without_map_files_the_targets_root_serves(

@@ -215,21 +215,19 @@ def _inspect(
 ) -> _Module | _NotAModule:
     """Read the headers of the file that *region* maps."""
     try:
-        fd = process.open_mapped(region)
-    except OSError as error:
+        with os.fdopen(process.open_mapped(region), "rb") as file:
+            found = os.fstat(file.fileno())
+            loads = _load_segments(file, found.st_size)
+    except _NotAModule as note:
+        return note
+    except OSError as error:  # also of a read: of a failing disk, or of what a device maps
         # Nothing but its mappings is left to go by: code is mapped executable.
-        note = f"the file cannot be opened: {error.strerror}"
+        reason = f"the file cannot be read: {error.strerror}"
         if any(r.perms[2] == "x" for r in regions if r.file_key == region.file_key):
             return _Module((), region.path == process.exe, True)
-        return _NotAModule(note)
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(file.fileno())
-        try:
-            loads = _load_segments(file, found.st_size)
-        except _NotAModule as note:
-            return note
-        is_executable = (found.st_dev, found.st_ino) == executable
-        return _Module(loads, is_executable, lost=found.st_nlink == 0)
+        return _NotAModule(reason)
+    is_executable = (found.st_dev, found.st_ino) == executable
+    return _Module(loads, is_executable, lost=found.st_nlink == 0)
 
 
 def _load_segments(file: BinaryIO, size: int) -> tuple[Segment, ...]:
