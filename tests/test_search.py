@@ -834,6 +834,37 @@ def test_yara(path: Path, tmp_path: Path) -> None:
     assert run(path, "--yara", rules).code == 2
 
 
+SPARSE_RULES = """
+rule bare { condition: filesize > 0 }
+rule zeros { strings: $a = { 00 00 00 00 6e } $b = { 00 00 00 00 } condition: any of them }
+"""
+
+
+def test_rules_without_a_pattern_and_those_of_zeros(tmp_path: Path) -> None:
+    """In a file with holes: what matches in nothing but a hole is not told."""
+    pytest.importorskip("yara_x")
+    rules, path = tmp_path / "rules.yar", tmp_path / "sparse"
+    rules.write_text(SPARSE_RULES)
+    start = 1 << 20
+    with path.open("wb") as file:
+        file.truncate(2 << 20)
+        os.pwrite(file.fileno(), b"needle" * 1000, start)
+    assert path.stat().st_blocks * 512 < 1 << 20
+    found = [json.loads(line) for line in run(path, "--yara", rules, "--json").out.splitlines()]
+    bare, before, *behind = [(int(row["address"], 16), row["pattern"]) for row in found]
+    assert [bare, before] == [(start, "bare"), (start - 4, "zeros:$a")]
+    assert {name for _, name in behind} == {"zeros:$b"}
+    assert min(behind)[0] == start + 6000
+    assert max(behind)[0] < start + 2 * PAGE
+    for options in ((), ("-C", "8"), ("-C", "0"), ("-m", "1")):
+        lines = run(path, "--yara", rules, *options)
+        assert lines.code == 0
+        assert lines.out.startswith(f"{start:x}  {path} (file)  bare")
+    first = run(path, "--yara", rules, "-m", "1").out
+    assert first.endswith("  |needleneedleneed|\n")
+    assert run(path, "--yara", rules, "-c").out.splitlines()[0] == "1  bare"
+
+
 def test_blocks_of_yara_overlap(rng: random.Random) -> None:
     yara_x = pytest.importorskip("yara_x")
     from fastdump.yara import RulesSearcher

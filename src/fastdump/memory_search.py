@@ -34,7 +34,7 @@ from fastdump.labels import Label
 from fastdump.matches import opened
 from fastdump.patterns import Bytes, Pattern, Pointers, of_zeros, parse
 from fastdump.place import Place
-from fastdump.region import Range, Region, following
+from fastdump.region import Range, Region
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
 from fastdump.sweep import LEAST_PIECE, Sweep, missed, sweep
@@ -261,7 +261,6 @@ class Reader:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._copier = Copier(place.memory)
-        self._starts = [s.address for s in place.slices]
         self._start, self._held = 0, memoryview(b"")
 
     def around(self, hit: Hit, before: int, behind: int) -> tuple[int, bytes]:
@@ -271,12 +270,7 @@ class Reader:
             SourceGone: The target exited or called exec.
         """
         start, end = hit.address, hit.address + hit.length
-        slices = following(self._place.slices, self._starts, start)
-        around = [
-            s
-            for s in itertools.takewhile(lambda s: s.address < end, slices)
-            if s.address + s.length > start
-        ]
+        around = self._place.slices_in(start, max(end, start + 1))
         first = max(start - before, min(start, around[0].address))
         last = min(end + behind, max(end, around[-1].address + around[-1].length))
         found = bytearray(last - first)

@@ -148,6 +148,12 @@ class Place:
         if slices:
             yield Piece(slices, start, _NO_LIMIT)
 
+    def slices_in(self, start: int, end: int) -> list[Slice]:
+        """Those that hold some of a range."""
+        found = following(self.slices, self._starts, start)
+        until = itertools.takewhile(lambda s: s.address < end, found)
+        return [s for s in until if s.address + s.length > start]
+
     def read(self, copier: Copier, address: int, length: int) -> Iterator[tuple[int, memoryview]]:
         """The bytes of a range with their addresses, a buffer at a time, valid until the next step.
 

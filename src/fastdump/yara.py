@@ -15,6 +15,7 @@ from typing import Any
 from fastdump._native import Gap, Memory, Slice, Tally
 from fastdump._search import Hit
 from fastdump.errors import UsageError
+from fastdump.expressions import LONGEST
 from fastdump.memory_search import SearchReport, stretches
 from fastdump.place import Place
 from fastdump.sweep import sweep
@@ -107,6 +108,16 @@ class RulesSearcher:
         return number
 
 
+def _held(place: Place, hit: Hit) -> Hit | None:
+    """A match that lies in more than the zeros around what is searched; one without a length moved
+    to where that begins.
+    """
+    slices = place.slices_in(hit.address, hit.address + (hit.length or LONGEST + 1))
+    if slices and not hit.length:
+        return hit._replace(address=max(hit.address, slices[0].address))
+    return hit if slices else None
+
+
 def search_rules(
     place: Place, searcher: RulesSearcher, handle: Callable[[list[Hit]], None] | None = None
 ) -> SearchReport:
@@ -114,6 +125,7 @@ def search_rules(
     counts: dict[int, int] = {}
 
     def count(hits: list[Hit]) -> None:
+        hits = [found for hit in hits if (found := _held(place, hit))]
         for hit in hits:
             counts[hit.number] = counts.get(hit.number, 0) + 1
         if handle:
