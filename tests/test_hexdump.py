@@ -19,6 +19,7 @@ import targets
 from fastdump._native import Gap, ffi, lib
 from fastdump.addresses import parse_length, ranges_of
 from fastdump.cli import hexdump_command, main
+from fastdump.cli.hexdump_command import _Followed
 from fastdump.errors import UsageError
 from fastdump.hexdump import Hexdump, digits_of
 from fastdump.labels import Kind, Label
@@ -570,12 +571,39 @@ def test_pointers_are_followed(tmp_path: Path) -> None:
     assert cut == plain.out.decode().splitlines()
     assert [line.partition("|")[2][13:] for line in odd.out.decode().splitlines()[:-1]] == [
         "  4: libc.so.6:malloc+0x4",
-        "",  # its second word ends with the line behind it
+        names[1],
         "",
-        "",
+        "  8: libc.so.6:malloc",
         "  4: libc.so.6:malloc+0x4",
     ]
     assert b": [stack]+0x" in every.out
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 8, 12, 16, 20])
+def test_a_word_is_named_behind_the_line_in_which_it_begins(width: int) -> None:
+    """Wherever the dump begins, and however its bytes come."""
+    rng = random.Random(f"{SEED} words {width}")
+    for _ in range(100):
+        address, data = 0x1000 + rng.randrange(16), random_input(rng, 300)
+        plain = Hexdump(8, width=width, squeeze=rng.random() < 0.5)
+        lines = _Followed(plain, 8, width, lambda word: f"{word:x}" if word else "")
+        lines.begin(address)
+        shown, at = b"", 0
+        while at < len(data):
+            part = data[at : at + rng.choice((1, 7, 16, 50, 300))]
+            shown += b"".join(lines.feed(part) if any(part) else lines.zeros(len(part)))
+            at += len(part)
+        for line in (shown + lines.end()).decode().splitlines():
+            if line == "*":
+                continue
+            start = int(line[:8], 16) - address
+            words = {
+                at: int.from_bytes(data[start + at : start + at + 8], "little")
+                for at in range(-(address + start) % 8, width, 8)
+                if start + at + 8 <= len(data)
+            }
+            names = "".join(f"  {at:x}: {word:x}" for at, word in words.items() if word)
+            assert re.split(r"\|(?=  [0-9a-f]+: |$)", line, maxsplit=1)[1] == names
 
 
 def test_the_file_of_another_build_names_nothing() -> None:

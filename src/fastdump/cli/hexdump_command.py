@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import sys
@@ -173,17 +174,22 @@ def _with_joined_gaps(parts: Iterable[Chunk | Zeros | Gap]) -> Iterator[Chunk | 
 
 
 class _Followed:
-    """Lines of a hex dump, and behind each what the aligned words that it holds point to."""
+    """Lines of a hex dump, and behind each what the aligned words that begin in it point to.
+
+    A word may end in the lines that follow: a line waits until they are there.
+    """
 
     def __init__(
         self, dump: Hexdump, digits: int, width: int, name_of: Callable[[int], str]
     ) -> None:
         self._dump, self._digits, self._width, self._name_of = dump, digits, width, name_of
-        self._held = b""  # what the dump has of a line that is not whole
+        self._behind = -(-(_WORD - 1) // width)  # lines that may wait
+        self.begin(0)
 
     def begin(self, address: int) -> None:
         self._dump.begin(address)
-        self._held = b""
+        self._waiting = collections.deque[bytes]()
+        self._held = b""  # what these lines hold, and what the dump has of a line that is not whole
 
     @property
     def address(self) -> int:
@@ -193,32 +199,37 @@ class _Followed:
         return self._followed(self._dump.feed(data), bytes(data), len(data))
 
     def zeros(self, length: int) -> Iterator[bytes]:
-        return self._followed(self._dump.zeros(length), bytes(min(length, self._width)), length)
+        most = (1 + self._behind) * self._width
+        return self._followed(self._dump.zeros(length), bytes(min(length, most)), length)
 
     def end(self) -> bytes:
         start = self._dump.address - len(self._held)
-        return b"".join(
-            self._with_names(line, start, self._held)
-            for line in bytes(self._dump.end()).splitlines()
-        )
+        self._waiting += bytes(self._dump.end()).splitlines()
+        return b"".join(self._with_names(line, start, self._held) for line in self._waiting)
 
     def _followed(self, texts: Iterable[memoryview], data: bytes, length: int) -> Iterator[bytes]:
         """The lines of *length* bytes: *data*, and zeros where it is shorter."""
         start = self._dump.address - len(self._held)
+        end = self._dump.address + length
         rest = (len(self._held) + length) % self._width
         data = self._held + data
         for text in texts:
-            for line in bytes(text).splitlines():
-                yield self._with_names(line, start, data)
-        self._held = data[len(data) - rest :]
+            self._waiting += bytes(text).splitlines()
+            while self._waiting and self._last(self._waiting[0]) <= end:
+                yield self._with_names(self._waiting.popleft(), start, data)
+        self._held = data[-(rest + self._behind * self._width) :]
+
+    def _last(self, line: bytes) -> int:
+        """Where the last word that begins in a line ends at the most."""
+        return 0 if line == b"*" else int(line[: self._digits], 16) + self._width + _WORD - 1
 
     def _with_names(self, line: bytes, start: int, data: bytes) -> bytes:
         """A line of *data*, which begins at *start*."""
         names = ""
         if line != b"*":
             address = int(line[: self._digits], 16)
-            words = data[address - start : address - start + self._width]
-            for at in range(-address % _WORD, len(words) - _WORD + 1, _WORD):
+            words = data[address - start : self._last(line) - start]
+            for at in range(-address % _WORD, min(self._width, len(words) - _WORD + 1), _WORD):
                 name = self._name_of(int.from_bytes(words[at : at + _WORD], "little"))
                 names += f"  {at:x}: {name}" if name else ""
         return line + names.encode() + b"\n"
