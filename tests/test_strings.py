@@ -24,6 +24,8 @@ import pytest
 import targets
 from fastdump._native import EVERY, PLAIN, Slice
 from fastdump._strings import Form, Query, Scanner, kernels
+from fastdump.cli import main, strings_output
+from fastdump.hexdump import Hexdump
 from fastdump.process import LiveProcess
 from test_native import own_mapping, unmapped
 from test_real import program
@@ -650,6 +652,7 @@ NO_SENSE: list[tuple[str, ...]] = [
     ("--match", "("),
     ("--match", "[a"),
     ("--match", "(?<=a+)b"),
+    ("--match", "a{4294967295}"),
 ]
 
 
@@ -904,6 +907,25 @@ def test_count(mixed: Path, words: Path) -> None:
             assert lines_of("-c", *options, path) == b"%d\n" % lines
     both = gnu(mixed).count(b"\n") + gnu(words).count(b"\n")
     assert lines_of("--count", mixed, words) == b"%d\n" % both
+
+
+def test_context_takes_the_memory_of_one_hex_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    made = []
+
+    def make(*args: Any, **options: Any) -> Hexdump:
+        made.append(args)
+        return Hexdump(*args, **options)
+
+    monkeypatch.setattr(strings_output, "Hexdump", make)
+    path = tmp_path / "data"
+    path.write_bytes(b"".join(b"text %d\0" % i for i in range(100)))
+    with pytest.raises(SystemExit) as end:
+        main(["strings", "--context", "8", str(path)])
+    assert end.value.code == 0
+    assert capfdbinary.readouterr().out.count(b"\n    ") >= 100
+    assert made == [(8,)]
 
 
 @pytest.mark.parametrize("context", [1, 7, 16, 40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import os
 import re
 import sys
@@ -150,6 +151,7 @@ class Records(Output):
         self._seen: set[int] = set()
         self._write_rows = write_rows
         self._write = _writer(wanted.query)
+        self._dump = functools.cache(lambda digits: Hexdump(digits, squeeze=False))
 
     def search(self, place: Place) -> StringsReport:
         if self.wanted.context and isinstance(place, Stream):
@@ -224,7 +226,7 @@ class Records(Output):
 
     def _context(self, place: Place, row: Row, copier: Copier) -> bytes:
         start, data = place.around(copier, row.address, row.length, self.wanted.context or 0)
-        dump = Hexdump(16 if start + len(data) > 1 << 32 else 8, squeeze=False)
+        dump = self._dump(16 if start + len(data) > 1 << 32 else 8)
         dump.begin(start, aligned=True)
         lines = b"".join(map(bytes, dump.feed(data))) + bytes(dump.end())
         return b"".join(b"    %b" % line for line in lines.splitlines(keepends=True))
@@ -246,7 +248,7 @@ class Filter:
             try:
                 flags = re.IGNORECASE if self._fold else 0
                 self._regex = re.compile(os.fsencode(wanted.match), flags)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise UsageError(f"--match {wanted.match}: {error}") from None
             self._jump = not self._LOOKS_AROUND.search(wanted.match)
 
