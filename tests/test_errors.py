@@ -86,7 +86,10 @@ def _import_all() -> None:
     for name in (
         "encodings.unicode_escape",
         "fastdump.cli.dump_command",
+        "fastdump.cli.info_command",
         "fastdump.cli.maps_command",
+        "fastdump.plan",
+        "fastdump.raw_source",
         "lz4.frame",
         "rich.console",
         "rich.progress",
@@ -355,6 +358,52 @@ def test_without_any_reason_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert "security module" in reason
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(errno.EIO, "Input/output error"), 2, "Input/output error"),
+        (OSError("no errno"), 2, "no errno"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a\x1b"), 2, "/a\\x1b: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), 5, "/a: Permission denied"),
+        (ProcessLookupError(errno.ESRCH, "No such process"), 4, "No such process"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    code: int,
+    says: str,
+) -> None:
+    """And it is not said of standard output."""
+
+    def fail(_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(process.LiveProcess, "regions", fail)
+    with pytest.raises(SystemExit) as end:
+        fastdump.cli.main(["maps", str(os.getpid())])
+    assert end.value.code == code
+    assert capsys.readouterr() == ("", f"fastdump: {says}\n")
+
+
+@root_only
+def test_a_file_of_a_dump_that_may_not_be_read(in_tmp: Path) -> None:
+    with targets.start("exiter", "2M") as target:
+        outcome = run("dump", target.pid, "-f", "raw-lz4", "-o", "out", "-q")
+    assert outcome == (0, "", "")
+    in_tmp.chmod(0o755)
+    folder = in_tmp / "out"
+    folder.chmod(0o755)
+    pieces = [path for path in folder.iterdir() if path.suffix == ".lz4"]
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    before = run_as(become_nobody, "info", "out")
+    assert before.code == 0
+    pieces[0].chmod(0o600)
+    assert run_as(become_nobody, "info", "out") == before
+
+
 # The output
 
 FORMATS = ["lz4", "core", "raw", "raw-lz4"]
@@ -471,6 +520,14 @@ def test_force_puts_the_old_dump_back(
 def test_no_such_folder(in_tmp: Path, target: targets.Target, format: str) -> None:
     outcome = run("dump", target.pid, "-f", format, "-o", "missing/out")
     check_refused(outcome, 7, "missing/out.part", "No such file or directory")
+
+
+@root_only
+def test_a_plan_for_a_folder_that_may_not_be_entered(in_tmp: Path) -> None:
+    (in_tmp / "closed").mkdir(mode=0o700)
+    with forked(become_nobody) as pid:
+        outcome = run_as(become_nobody, "dump", pid, "--plan", "-o", "closed/in/out")
+    assert (outcome.code, outcome.err) == (0, "")
 
 
 @pytest.mark.parametrize("output", [".", "..", "", "/dev/null/out", "x" * 300])
@@ -652,7 +709,17 @@ def test_a_full_standard_output(in_tmp: Path, target: targets.Target, args: list
             stderr=subprocess.PIPE,
             text=True,
         )
-    check_refused(Outcome(done.returncode, "", done.stderr), 7, "No space left on device")
+    words = "cannot write standard output", "No space left on device"
+    check_refused(Outcome(done.returncode, "", done.stderr), 7, *words)
+
+
+def test_ranges_that_do_not_fit(in_tmp: Path, target: targets.Target) -> None:
+    start, end = target.truth["start"], target.truth["end"]
+    command = ["prlimit", f"--fsize={1 << 20}", sys.executable, "-m", "fastdump", "extract"]
+    words = [str(target.pid), f"{start:x}-{end:x}", "-o", "out"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True)
+    outcome = Outcome(done.returncode, done.stdout, done.stderr)
+    check_refused(outcome, 7, "cannot write out", "File too large")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])

@@ -700,6 +700,12 @@ def test_usage(path: Path, args: tuple[str, ...], says: str) -> None:
 def test_what_is_no_source(tmp_path: Path) -> None:
     assert run(tmp_path / "nothing", "x").code == 2
     assert "no regular file" in run("/dev/zero", "x").err
+    refused = run("/proc/self/environ", "x")
+    assert (refused.code, refused.out) == (2, "")
+    assert "no regular file of a known size" in refused.err
+    unreadable = run(__file__, "-f", "/proc/self/mem")
+    assert (unreadable.code, unreadable.out) == (6, "")
+    assert "cannot read /proc/self/mem: Input/output error" in unreadable.err
     assert run(4194305, "x").code == SourceGone.exit_code
 
 

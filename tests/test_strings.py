@@ -7,6 +7,8 @@ run or makes another.
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import pty
@@ -25,7 +27,9 @@ import targets
 from fastdump._native import EVERY, PLAIN, Slice
 from fastdump._strings import Form, Query, Scanner, kernels
 from fastdump.cli import main, strings_output
+from fastdump.errors import CorruptDump
 from fastdump.hexdump import Hexdump
+from fastdump.place import Stream
 from fastdump.process import LiveProcess
 from test_native import own_mapping, unmapped
 from test_real import program
@@ -483,6 +487,12 @@ def test_files_of_proc_say_that_they_are_empty(name: str, tmp_path: Path) -> Non
         assert lines_of(path)
 
 
+def test_files_of_sys_say_that_they_are_a_page() -> None:
+    path = Path("/sys/devices/system/cpu/online")
+    assert path.stat().st_size > len(path.read_bytes())
+    same(lines_of("-n", 1, path), gnu("-n", 1, path))
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_pipe(tmp_path: Path, rng: random.Random, encoding: str) -> None:
     data = crossing(rng, 2 * STREAM + rng.randrange(2 * PAGE))
@@ -511,6 +521,48 @@ def test_a_pipe_that_brings_some_bytes_at_a_time(rng: random.Random, tmp_path: P
             at += step
         process.stdin.close()
         same(process.stdout.read(), gnu("-t", "x", tmp_path / "data"))
+
+
+class _Late(io.FileIO):
+    """A pipe that does not block, into which each part is written once it was found empty."""
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        reader, self._writer = os.pipe()
+        os.set_blocking(reader, False)
+        super().__init__(reader)
+        self._parts = list(parts)
+
+    def readinto(self, buffer: Any) -> Any:
+        count = super().readinto(buffer)
+        if count is None:
+            if self._parts:
+                os.write(self._writer, self._parts.pop(0))
+            else:
+                os.close(self._writer)
+        return count
+
+
+def test_a_pipe_that_does_not_block_is_read_to_its_end() -> None:
+    with _Late([b"text, a", b"nd more\0", b"the end"]) as pipe:
+        found = Stream("pipe", STREAM, pipe).found(Scanner(Query(4, ("s",)), Form()))
+        assert b"".join(bytes(each.lines) for each in found) == b"text, and more\nthe end\n"
+
+
+def test_what_comes_before_an_error_is_searched() -> None:
+    class Broken(io.RawIOBase):
+        parts = iter([b"text\0and ", b"more"])
+
+        def readinto(self, buffer: Any) -> int:
+            part = next(self.parts, b"")
+            if not part:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            buffer[: len(part)] = part
+            return len(part)
+
+    found = Stream("disk", STREAM, Broken()).found(Scanner(Query(4, ("s",)), Form()))
+    assert bytes(next(found).lines) == b"text\nand more\n"
+    with pytest.raises(CorruptDump, match="cannot read disk: Input/output error"):
+        next(found)
 
 
 @pytest.mark.parametrize("start", [0, 10])
@@ -673,6 +725,9 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     check_one_line(run(tmp_path / "missing"), 2, "cannot read", "No such file")
     check_one_line(run(tmp_path), 2, "is a folder")
     check_one_line(run("--context", "3", "-", input=b"text"), 2, "a pipe cannot be read again")
+    check_one_line(run("/proc/self/mem"), 6, "cannot read /proc/self/mem", "Input/output error")
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        check_one_line(run(stdin=memory), 6, "cannot read {standard input}", "Input/output error")
     ours, theirs = pty.openpty()
     with open(ours, "rb"), open(theirs, "rb") as terminal:
         check_one_line(run(stdin=terminal), 2, "no SOURCE")
@@ -681,6 +736,16 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
 def test_without_a_source_it_reads_standard_input() -> None:
     assert lines_of("-t", "d", input=b"text\0and more") == b"      0 text\n      5 and more\n"
     assert lines_of() == b""
+
+
+def test_the_name_of_standard_input(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"text\0and more")
+    with path.open("rb") as file:
+        named = gnu("-f", stdin=file)
+        file.seek(0)
+        assert lines_of("-f", stdin=file) == named
+    assert lines_of("-f", "-", input=path.read_bytes()) == named
 
 
 def test_stats_go_to_standard_error(mixed: Path) -> None:

@@ -212,6 +212,17 @@ def test_the_target_exits_half_way() -> None:
             list(matches)
 
 
+@pytest.mark.parametrize("name", ["fifo", "/dev/zero", "/proc/self/environ"])
+def test_what_does_not_tell_its_size_is_refused(name: str, tmp_path: Path) -> None:
+    """And a pipe without a writer is not waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    before = os.listdir("/proc/self/fd")
+    for find in (fastdump.strings, lambda path: fastdump.search(path, ["x"])):
+        with pytest.raises(UsageError, match="no regular file"):
+            list(find(tmp_path / name))
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_nothing_stays_open(path: Path, stopped: targets.Target) -> None:
     before = os.listdir("/proc/self/fd")
     for source in (path, stopped.pid):

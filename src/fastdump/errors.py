@@ -71,6 +71,22 @@ class IncompleteWarning(UserWarning):
     """Memory that was asked for could not be read; says how much and why."""
 
 
+def input_failed(path: str, error: OSError) -> CorruptDump:
+    """The one wording for an input that could be opened, but not be read."""
+    return CorruptDump(f"cannot read {path}: {error.strerror or error}")
+
+
+def unforeseen(error: OSError) -> FastdumpError:
+    """For an error that has no wording of its own where it comes from."""
+    kind: type[FastdumpError] = UsageError
+    if isinstance(error, PermissionError):
+        kind = NotPermitted
+    elif isinstance(error, ProcessLookupError):
+        kind = SourceGone
+    name = "" if error.filename is None else f"{error.filename}: "
+    return kind(f"{name}{error.strerror or error}")
+
+
 def output_failed(path: str, error: OSError) -> OutputFailed:
     """The one wording for an output that failed, with what to try."""
     hints = {
@@ -83,5 +99,6 @@ def output_failed(path: str, error: OSError) -> OutputFailed:
         _errno.ENOENT: "create its folder first, or choose another",
         _errno.ELOOP: "the output may not be a symbolic link",
     }
-    message = f"cannot write {path}: {os.strerror(error.errno or 0)}"
+    name = "standard output" if path == "-" else path
+    message = f"cannot write {name}: {os.strerror(error.errno or 0)}"
     return OutputFailed(message, hints.get(error.errno or 0, ""))

@@ -30,6 +30,16 @@ def headroom(pid: int) -> int:
     return min([_host(), *_cgroups(pid)])
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether process *pid* is in a frozen cgroup (v2), where no thread of it runs."""
+    with contextlib.suppress(OSError, KeyError):
+        for line in _read(f"/proc/{pid}/cgroup").split("\n"):
+            if line.startswith("0::"):
+                events = _read(f"{_mounts()[_V2]}{line[3:]}/cgroup.events")
+                return "frozen 1" in events.split("\n")
+    return False
+
+
 def _host() -> int:
     for line in _read("/proc/meminfo").split("\n"):
         if line.startswith("MemAvailable:"):
@@ -83,13 +93,3 @@ def _read(path: str) -> str:
     # Not pathlib: it would be a tenth of the start of `fastdump strings`. Names are bytes.
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return file.read()
-
-
-def is_frozen(pid: int) -> bool:
-    """Whether process *pid* is in a frozen cgroup (v2), where no thread of it runs."""
-    with contextlib.suppress(OSError, KeyError):
-        for line in _read(f"/proc/{pid}/cgroup").splitlines():
-            if line.startswith("0::"):
-                events = _read(f"{_mounts()['cgroup2']}{line[3:]}/cgroup.events")
-                return "frozen 1" in events.splitlines()
-    return False

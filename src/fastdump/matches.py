@@ -22,14 +22,13 @@ from fastdump._strings import (
     raw_records,
 )
 from fastdump.labels import Label
-from fastdump.place import Place, WholeFile, open_file
+from fastdump.place import Place
 from fastdump.region import Region
 from fastdump.selection import Preset, Rule
 from fastdump.source import Source
 from fastdump.sources import attach, open_dump, open_whole
 from fastdump.string_search import read_giant
 from fastdump.sweep import LEAST_PIECE, missed
-from fastdump.url import is_url
 
 
 class Match(NamedTuple):
@@ -115,7 +114,8 @@ def opened(
     """A place to search: of a pid, of a core, a dump or any other file by its path, of a source.
 
     Raises:
-        SourceGone, NotPermitted, UsageError: As ``fastdump.attach``, or the file cannot be read.
+        SourceGone, NotPermitted, UsageError: As ``fastdump.attach``, or the file cannot be read,
+            or is a pipe, a device, or one of /proc.
         CorruptDump: The core or dump cannot be understood.
     """
     if isinstance(source, Place):
@@ -136,8 +136,7 @@ def opened(
                 preset=preset, rules=rules, with_libraries=with_libraries, swap=swap
             )
         else:
-            path = os.fspath(source)  # type: ignore[arg-type]
-            place = open_whole(path) if is_url(path) else WholeFile.of(path, open_file(path))
+            place = open_whole(os.fspath(source))  # type: ignore[arg-type]
         yield stack.enter_context(contextlib.closing(place))
 
 

@@ -11,6 +11,7 @@ import errno
 import io
 import itertools
 import os
+import select
 import stat
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +31,7 @@ from fastdump._native import (
     Tally,
 )
 from fastdump._strings import HEAD, Found, Giant, Scanner
-from fastdump.errors import SourceGone, UsageError
+from fastdump.errors import SourceGone, UsageError, input_failed
 from fastdump.labels import Kind, Label
 from fastdump.region import Region, following
 from fastdump.storage import LocalFile, Storage, part_of
@@ -323,14 +324,14 @@ def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
         at = max(end, at + 1)
 
 
-def open_file(path: str) -> int:
-    """A descriptor of a file to read.
+def open_file(path: str, flags: int = 0) -> int:
+    """A descriptor of a file to read, opened with *flags* of open(2).
 
     Raises:
         UsageError: It cannot be read, or is a folder.
     """
     try:
-        fd = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC | flags)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {os.strerror(error.errno or 0)}", "name a pid or a file"
@@ -339,6 +340,33 @@ def open_file(path: str) -> int:
         os.close(fd)
         raise UsageError(f"{path} is a folder", "name its files")
     return fd
+
+
+def tells_its_size(fd: int) -> bool:
+    """Whether it is a regular file of as many bytes as it says; in /proc and /sys none is."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    try:
+        last = os.pread(fd, 1, max(found.st_size - 1, 0))
+    except OSError:  # a bad sector; but of no size, /proc/PID/mem
+        return found.st_size > 0
+    return bool(last) == (found.st_size > 0)
+
+
+def open_regular(path: str) -> WholeFile:
+    """A file that can be read again, at any place.
+
+    Raises:
+        UsageError: It cannot be read, or is a folder, or does not tell its size, as pipes do not.
+    """
+    fd = open_file(path, os.O_NONBLOCK)
+    if not tells_its_size(fd):
+        os.close(fd)
+        raise UsageError(
+            f"{path} is no regular file of a known size", "save what it gives to a file first"
+        )
+    return WholeFile.of(path, fd)
 
 
 class Stream(Place):
@@ -359,18 +387,38 @@ class Stream(Place):
         self.gaps: list[Gap] = []  # of strings that were longer than that
 
     def found(self, scanner: Scanner) -> Iterator[Found | Giant]:
-        """Search it to its end."""
+        """Search it to its end.
+
+        Raises:
+            CorruptDump: It cannot be read on; what came before has been searched.
+        """
         buffer = memoryview(bytearray(_STREAM_SIZE))
         while True:
-            filled = 0
-            while filled < len(buffer) and (count := self._pipe.readinto(buffer[filled:])):
-                filled += count
+            filled, failed = self._fill(buffer)
             self._view = buffer[:filled]
             last = filled < len(buffer)
             yield from scanner.feed(self._view, self._start, last)
+            if failed:
+                raise input_failed(self.name, failed)
             if last:
                 return
             self._hold(min(scanner.open_giants(), default=_NO_LIMIT))
+
+    def _fill(self, buffer: memoryview) -> tuple[int, OSError | None]:
+        """The bytes that were read; fewer than *buffer* has room for at the end, or at an error."""
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = self._pipe.readinto(buffer[filled:])
+            except OSError as error:
+                return filled, error
+            if count is None:  # it does not block, and has nothing yet
+                select.select([self._pipe], [], [])
+                continue
+            if not count:
+                break
+            filled += count
+        return filled, None
 
     def _hold(self, start: int) -> None:
         """Keep what strings that go on have from *start* on; and what may yet be too long."""

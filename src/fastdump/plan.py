@@ -111,7 +111,7 @@ def samples(runs: Sequence[Slice], count: int, length: int) -> list[Slice]:
 def _free(path: Path) -> int:
     """Bytes free for us where *path* would be."""
     folder = path.absolute().parent
-    while not folder.exists():
+    while not os.path.exists(folder):  # Path.exists() raises where it may not look
         folder = folder.parent
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize

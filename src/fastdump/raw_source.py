@@ -18,7 +18,7 @@ from typing import Any
 
 from fastdump._native import PLAIN, Gap, Slice
 from fastdump.dumped import Dumped, uncovered
-from fastdump.errors import CorruptDump, FastdumpError, UsageError
+from fastdump.errors import CorruptDump, FastdumpError, UsageError, input_failed
 from fastdump.frames import Frames
 from fastdump.gaps import union
 from fastdump.labels import Kind, Label
@@ -49,7 +49,10 @@ class PackedFile(Storage):
     def _open(self) -> Frames:
         with self._lock:
             if self._frames is None:
-                self._frames = Frames(self._folder.file(self.name), self.name)
+                try:
+                    self._frames = Frames(self._folder.file(self.name), self.name)
+                except OSError as error:
+                    raise input_failed(self.name, error) from None
             return self._frames
 
     def parts(self, offset: int, length: int) -> Iterator[bytes | memoryview | Lost]:

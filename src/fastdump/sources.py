@@ -110,19 +110,22 @@ def _dump_in(file: Storage, name: str) -> Source | None:
         return source
 
 
-def open_whole(url: str) -> WholeFile:
-    """Any file that a URL names, as it is.
+def open_whole(name: str) -> WholeFile:
+    """Any file by its path or URL, as it is.
 
     Raises:
-        UsageError, NotPermitted: It cannot be read, or is a folder.
+        UsageError, NotPermitted: It cannot be read, is a folder, or does not tell its size.
     """
-    from fastdump.place import WholeFile
+    from fastdump.place import WholeFile, open_regular
+
+    if not is_url(name):
+        return open_regular(name)
     from fastdump.remote import RemoteFolder, open_remote
 
-    file = open_remote(url)
+    file = open_remote(name)
     if isinstance(file, RemoteFolder):
-        raise UsageError(f"{shown(url)} is a folder", "name its files")
-    return WholeFile(shown(url), file, [(0, file.size)] if file.size else [])
+        raise UsageError(f"{shown(name)} is a folder", "name its files")
+    return WholeFile(shown(name), file, [(0, file.size)] if file.size else [])
 
 
 def is_core(magic: bytes) -> bool:

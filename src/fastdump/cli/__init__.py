@@ -14,12 +14,14 @@ from typing import Any, NoReturn
 import click
 
 from fastdump import __version__
+from fastdump.cli import standard_output
 from fastdump.errors import (
     EXIT_INTERRUPTED,
     FastdumpError,
     OutputFailed,
     UsageError,
     output_failed,
+    unforeseen,
 )
 
 # The largest block that comes and goes often: a frame of 4 MiB, and what it was unpacked from.
@@ -96,15 +98,9 @@ def _open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDONLY if fd == 1 else os.O_RDWR)  # writing to 1 fails
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(1, "w")
+    standard_output.name_its_errors()
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w")
-
-
-def _discard_output() -> None:
-    """Let go of what is in the buffer of standard output: the flush at exit would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -138,11 +134,11 @@ def main(args: list[str] | None = None) -> Any:
         click.echo("fastdump: interrupted", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # `| head`: end quietly, as the reader did
-        _discard_output()
+        standard_output.discard()
         raise SystemExit(OutputFailed.exit_code) from None
     except OSError as error:
-        if error.filename is not None:  # not of a write to an open file
-            raise
-        _discard_output()
-        fail(output_failed("standard output", error))
+        if error.filename != standard_output.NAME:
+            fail(unforeseen(error))
+        standard_output.discard()
+        fail(output_failed(standard_output.NAME, error))
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -18,7 +18,7 @@ from fastdump.cli.options import (
     json_option,
     top_option,
 )
-from fastdump.errors import CorruptDump
+from fastdump.errors import CorruptDump, input_failed
 from fastdump.gaps import Missed
 from fastdump.growth import LONG, growth
 from fastdump.sources import is_pid, open_source
@@ -59,10 +59,13 @@ def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
         CorruptDump: It is JSON, but no page.
     """
     if not is_pid(name) and os.path.isfile(name) and 0 < os.path.getsize(name) <= _MOST_PAGE:
-        with open(name, "rb") as file:
-            if file.read(1) == b"{":
-                file.seek(0)
-                return _checked(name, file.read())
+        try:
+            with open(name, "rb") as file:
+                text = file.read() if file.peek(1)[:1] == b"{" else b""
+        except OSError as error:
+            raise input_failed(name, error) from None
+        if text:
+            return _checked(name, text)
     from fastdump.why import why
 
     with open_source(name) as source:

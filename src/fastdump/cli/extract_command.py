@@ -13,7 +13,7 @@ from fastdump.addresses import ranges_of
 from fastdump.cli.completion import complete_region, complete_source
 from fastdump.cli.options import check_level, progress_bar
 from fastdump.dumped import Dumped
-from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, UsageError
+from fastdump.errors import EXIT_COMPLETE, EXIT_GAPS, UsageError, output_failed
 from fastdump.extract import extract, write_ranges
 from fastdump.outputs import STANDARD_OUTPUT, check_output, created, open_output
 from fastdump.source import Source
@@ -113,10 +113,15 @@ def _write_ranges(source: Source, texts: tuple[str, ...], output: str, force: bo
         with created(output):
             place = open_output(output, force)
             stack.callback(place.abort)  # does nothing once it is whole
-        stream = place.stream()
-        gaps = write_ranges(source, ranges, stream.write)
-        stream.flush()
-        place.commit()
+        try:
+            stream = place.stream()
+            gaps = write_ranges(source, ranges, stream.write)
+            stream.flush()
+            place.commit()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise output_failed(shown(output), error) from None
     for gap in gaps:
         click.echo(
             f"fastdump: {gap.start:x}-{gap.end:x}: {printable(gap.reason)}: zeros instead", err=True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,16 +26,15 @@ from fastdump.cli.options import (
     stats_of,
     swap_option,
 )
-from fastdump.errors import EXIT_COMPLETE, UsageError
+from fastdump.errors import EXIT_COMPLETE, UsageError, input_failed
 from fastdump.hexdump import WIDTH, Hexdump
 from fastdump.memory_search import Reader, search_place
 from fastdump.patterns import Pattern, parse
-from fastdump.place import Place, WholeFile, open_file
+from fastdump.place import Place
 from fastdump.selection import Preset
 from fastdump.sources import open_whole
 from fastdump.sweep import Enough
 from fastdump.text import printable
-from fastdump.url import is_url
 
 
 @dataclass
@@ -195,7 +193,11 @@ def command(ctx: click.Context, /, source: str, patterns: tuple[str, ...], **opt
 
 
 def _lines_of(file: Any) -> Iterator[str]:
-    return (os.fsdecode(line) for line in file.read().splitlines() if line)
+    try:
+        lines = file.read().splitlines()
+    except OSError as error:
+        raise input_failed(file.name, error) from None
+    return (os.fsdecode(line) for line in lines if line)
 
 
 def _search(place: Place, wanted: list[Pattern], options: dict[str, Any]) -> int:
@@ -239,13 +241,5 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
             with selected(dump, **{name: options[name] for name in names}) as place:
                 yield place
             return
-    if is_url(source):
-        with contextlib.closing(open_whole(source)) as place:
-            yield place
-        return
-    fd = open_file(source)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{source} is no regular file", "save what it gives to a file first")
-    with contextlib.closing(WholeFile.of(source, fd)) as place:
+    with contextlib.closing(open_whole(source)) as place:
         yield place

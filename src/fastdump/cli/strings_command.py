@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -29,13 +28,14 @@ from fastdump.cli.options import (
 )
 from fastdump.cli.strings_output import Wanted, open_output
 from fastdump.errors import FastdumpError, OutputFailed, UsageError
-from fastdump.place import Place, Stream, WholeFile, open_file
+from fastdump.place import Place, Stream, WholeFile, open_file, tells_its_size
 from fastdump.selection import Preset
 from fastdump.sources import open_whole
 from fastdump.string_search import WHOLE_MOST
 from fastdump.text import size
 from fastdump.url import is_url
 
+_STANDARD_INPUT = "{standard input}"  # as strings(1) calls it
 _RADIX = {"x": 16, "d": 10, "o": 8}
 _UNICODE = {
     "d": "default",
@@ -293,12 +293,11 @@ def _opened(source: str, options: dict[str, Any]) -> Iterator[Place]:
         with contextlib.closing(open_whole(source)) as place:
             yield place
         return
-    fd = os.dup(0) if source == "-" else open_file(source)
-    found = os.fstat(fd)
-    # The files of /proc and /sys say that they are empty; standard input may begin anywhere.
-    if stat.S_ISREG(found.st_mode) and found.st_size and not os.lseek(fd, 0, os.SEEK_CUR):
-        with contextlib.closing(WholeFile.of(source, fd)) as place:
+    fd, name = (os.dup(0), _STANDARD_INPUT) if source == "-" else (open_file(source), source)
+    # Standard input may begin anywhere.
+    if os.fstat(fd).st_size and tells_its_size(fd) and not os.lseek(fd, 0, os.SEEK_CUR):
+        with contextlib.closing(WholeFile.of(name, fd)) as place:
             yield place
         return
     with open(fd, "rb", buffering=0) as file:
-        yield Stream(source, WHOLE_MOST, file)
+        yield Stream(name, WHOLE_MOST, file)

@@ -27,6 +27,7 @@ from fastdump._strings import (
     Tallied,
     rows_of,
 )
+from fastdump.cli.standard_output import write_all
 from fastdump.cli.table import print_table
 from fastdump.crew import usual_threads
 from fastdump.errors import UsageError
@@ -385,11 +386,5 @@ def _writer(query: Query) -> Callable[[bytes | memoryview], None]:
     steering = [pattern for source, pattern in _STEERING.items() if source in sources]
     if steering and sys.stdout.isatty():
         pattern = re.compile(b"|".join(steering))
-        return lambda data: _write_all(pattern.sub(b"?", bytes(data)))
-    return _write_all
-
-
-def _write_all(data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]
+        return lambda data: write_all(pattern.sub(b"?", bytes(data)))
+    return write_all
