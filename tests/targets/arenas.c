@@ -1,6 +1,6 @@
 // arenas N [FAST]: N threads, each with a malloc arena of its own, allocate, free and resize at
-// random; then all of them wait, and the truth is what malloc says of itself. Before, so many chunks
-// as FAST get into a fastbin of the main arena, in a random order.
+// random; then all of them wait, and the truth is what malloc says of itself. Before, so many
+// chunks as FAST get into a fastbin of the main arena, in a random order.
 //
 // A byte on standard input lets one more round run, and prints it again.
 #include "target.h"
