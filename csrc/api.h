@@ -826,6 +826,7 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
 #define FASTDUMP_SIZE_TAG 2 /* int since 3.12: lv_tag */
 #define FASTDUMP_SIZE_STR 3
 #define FASTDUMP_SIZE_LIST 4
+#define FASTDUMP_SIZE_SET 5 /* mask + 1 entries, but for the 8 that lie in the object */
 
 struct fastdump_type {
     uint64_t address; /* 0: free */
@@ -840,6 +841,7 @@ struct fastdump_types {
     struct fastdump_heap heap;
     struct fastdump_type *types;
     uint64_t capacity;  /* a power of 2, larger than their number */
+    uint64_t total;     /* of all counts */
     uint64_t str_ascii; /* sizes of str objects */
     uint64_t str_wide;
     uint64_t *places; /* of objects, as far as there is room */

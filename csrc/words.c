@@ -422,6 +422,7 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
 /* --- types ------------------------------------------------------------------------------ */
 
 #define MOST_ITEMS (1ull << 40)
+#define SMALL_TABLE 8 /* PySet_MINSIZE */
 
 /* A count of 32 bits; above it 3.14 has flags, and freed memory of pymalloc a pointer. */
 static inline bool is_plausible(uint64_t references) {
@@ -435,12 +436,19 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
     return at;
 }
 
+static inline bool is_type(const struct fastdump_types *types, uint64_t word) {
+    return fastdump_is_in(types->windows, word) &&
+           types->types[fastdump_type_home(types, word)].address;
+}
+
 /* The word at an index may be what an object of a type has behind its count of references. */
 static void count_object(struct fastdump_types *types, const uint64_t *found, uint64_t count,
                          uint64_t at, uint64_t address) {
     uint64_t target = found[at];
     if (!at || !fastdump_is_in(types->windows, target) || !is_plausible(found[at - 1]))
         return;
+    if (fastdump_is_in(types->windows, found[at - 1]))
+        return; /* a pointer: a program without PIE has its types below 4 GiB */
     struct fastdump_type *type = &types->types[fastdump_type_home(types, target)];
     if (!type->address)
         return;
@@ -452,17 +460,22 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
     uint64_t size = cut ? 0 : found[at + 1], state = cut ? 0 : found[at + 3];
     if ((int64_t)size < 0)
         size = -size;
-    if (type->sizing != FASTDUMP_SIZE_FIXED && size >= MOST_ITEMS)
-        return; /* a tuple of one type looks like an object but for that */
+    if (type->sizing != FASTDUMP_SIZE_FIXED && (size >= MOST_ITEMS || is_type(types, size)))
+        return; /* a tuple of types looks like an object but for that */
     type->count++;
+    types->total++;
     if (types->places_found < types->places_capacity)
         types->places[types->places_found++] = address + at * 8 - 8;
     switch (type->sizing) {
     case FASTDUMP_SIZE_VAR:
         type->items += size;
         break;
-    case FASTDUMP_SIZE_LIST: /* allocated, not ob_size */
-        type->items += state < MOST_ITEMS ? state : 0;
+    case FASTDUMP_SIZE_LIST: /* allocated: list_resize() leaves no more room than that */
+        type->items += state <= 2 * size + 8 ? state : size;
+        break;
+    case FASTDUMP_SIZE_SET: /* mask: a power of 2, less 1 */
+        if (state >= SMALL_TABLE && state < MOST_ITEMS && !(state & (state + 1)))
+            type->items += state + 1;
         break;
     case FASTDUMP_SIZE_TAG: /* int since 3.12 */
         type->items += size >> 3;

@@ -21,7 +21,20 @@ from click.testing import CliRunner
 import targets
 from fastdump._heap import Segment, joined, size_classes
 from fastdump._native import OURS, PLAIN, Memory, Slice, address_of
-from fastdump._words import PARENT, Heap, ModuleRange, Words, windows_of
+from fastdump._words import (
+    PARENT,
+    SIZE_FIXED,
+    SIZE_LIST,
+    SIZE_SET,
+    SIZE_STR,
+    SIZE_TAG,
+    SIZE_VAR,
+    Heap,
+    ModuleRange,
+    TypeCounter,
+    Words,
+    windows_of,
+)
 from fastdump.cli import cli
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import walk_glibc
@@ -211,6 +224,59 @@ def test_holders_are_those_of_a_plain_loop() -> None:
         counts = words.holders([(Range(data, data + 4096), 3)])
         both = itertools.product(range(len(counts)), repeat=2)
         assert {(a, b): counts[a][b] for a, b in both if counts[a][b]} == expected
+
+
+@each_kernel
+def test_objects_are_those_of_a_plain_loop(kernel: str) -> None:
+    """Of random words, many of which are types and plausible reference counts."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    guarded = Guarded(1 << 15)
+    rng = random.Random(SEED)
+    for _ in range(60):
+        sizings = (SIZE_FIXED, SIZE_VAR, SIZE_TAG, SIZE_STR, SIZE_LIST, SIZE_SET)
+        starts = rng.choice(((0x900000,), (0x550000000000, 0x7F0000000000)))
+        types = {
+            rng.choice(starts) + rng.randrange(1 << 20) * 16: rng.choice(sizings)
+            for _ in range(rng.randrange(1, 20))
+        }
+        some = [*types, *types, 0, 7, 8, 15, 31, 1 << 40, (1 << 64) - 3, 0xC0000001, 1 << 32]
+        words = [
+            rng.choice(some) if rng.random() < 0.7 else rng.randrange(1, 1 << rng.randrange(1, 64))
+            for _ in range(rng.randrange(4096))
+        ]
+        found = TypeCounter(types, Heap([]), (40, 56), kernel=kernel)
+        found.feed(0x1000, guarded.last(struct.pack(f"<{len(words)}Q", *words)))
+        expected = plain_objects(words, types)
+        assert found.counts == {address: tuple(expected[address]) for address in types}
+        assert found.total == sum(count for count, _ in expected.values())
+
+
+def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int]]:
+    """Objects of each type, and their items."""
+    found = {address: [0, 0] for address in types}
+    windows = windows_of(Range(address, address + 1) for address in types)
+    for at, (references, address) in enumerate(itertools.pairwise(words), 1):
+        if address not in types or not references & 0xFFFFFFFF or references >> 32 & 0xFFFF:
+            continue
+        size, _, state = words[at + 1 : at + 4] if at + 4 <= len(words) else (0, 0, 0)
+        size = min(size, (1 << 64) - size)  # it may be negative
+        sizing = types[address]
+        if references >> 48 >= 256 or any(w.start <= references < w.end for w in windows):
+            continue
+        if sizing != SIZE_FIXED and (size >= 1 << 40 or size in types):
+            continue
+        wide = 0 if state & 1 << 6 and state & 1 << 5 else 56 - 40
+        items = {
+            SIZE_FIXED: 0,
+            SIZE_VAR: size,
+            SIZE_TAG: size >> 3,
+            SIZE_STR: wide + ((size + 1) * (state >> 2 & 7) if state & 1 << 5 else 0),
+            SIZE_LIST: state if state <= 2 * size + 8 else size,
+            SIZE_SET: state + 1 if state in {(1 << n) - 1 for n in range(4, 41)} else 0,
+        }
+        found[address][0] += 1
+        found[address][1] += items[sizing]
+    return found
 
 
 # --- types -------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ SIZE_VAR: int = lib.FASTDUMP_SIZE_VAR
 SIZE_TAG: int = lib.FASTDUMP_SIZE_TAG
 SIZE_STR: int = lib.FASTDUMP_SIZE_STR
 SIZE_LIST: int = lib.FASTDUMP_SIZE_LIST
+SIZE_SET: int = lib.FASTDUMP_SIZE_SET
 MOST_CELLS = 1 << 16  # 2 MiB
 _MOST_BLOCK: int = lib.FASTDUMP_BLOCK_MOST
 _CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
@@ -426,6 +427,7 @@ class TypeCounter:
     Args:
         types: Address → SIZE_FIXED, or how their items are counted.
         str_sizes: Of the smallest ASCII string, and of another one.
+        data: Where else pointers lead to: such a word is no reference count.
         keep: Remember where they are: the first 262,144.
         kernel: As of ``fastdump._strings.kernels``.
     """
@@ -435,6 +437,7 @@ class TypeCounter:
         types: Mapping[int, int],
         heap: Heap,
         str_sizes: tuple[int, int] = (0, 0),
+        data: Sequence[Range] = (),
         *,
         keep: bool = False,
         kernel: str = "",
@@ -443,7 +446,7 @@ class TypeCounter:
         c.kernel = kernel_number(kernel or default_kernel())
         self._heap = heap
         c.heap = heap.c
-        set_windows(c.windows, (Range(t, t + 1) for t in types))
+        set_windows(c.windows, [*(Range(t, t + 1) for t in types), *data])
         capacity = 1 << (2 * len(types) + 1).bit_length()
         self._types = ffi.new("struct fastdump_type[]", capacity)
         c.types, c.capacity = self._types, capacity
@@ -468,7 +471,7 @@ class TypeCounter:
     @property
     def total(self) -> int:
         """All objects so far."""
-        return sum(found.objects for found in self.counts.values())
+        return int(self._c.total)
 
     @property
     def places(self) -> list[int]:
