@@ -60,7 +60,7 @@ def test_what_is_new_or_gone_counts_from_nothing() -> None:
 
 def test_rows_of_one_name_are_one() -> None:
     """Types of several modules, text that was cut alike: the largest is not lost."""
-    kind = {"language": "C++", "name": "Item", "objects": 10, "example": 1}
+    kind = {"language": "C++", "name": "Item", "objects": 10, "example": 1, "own": True}
     old = page(
         types=[{**kind, "module": "a.so", "bytes": 500}, {**kind, "module": "b.so", "bytes": 100}],
         templates=[{"text": "<html>", "strings": 2, "bytes": n} for n in (900, 800)],
@@ -94,10 +94,11 @@ def test_a_map_of_sessions_is_the_first_suspect() -> None:
 
 
 PYTHON = """
-import sys
+import collections, datetime, sys
 class Response:
     def __init__(self, number):
         self.number, self.body = number, f"<p>answer {number}</p>" * 3
+        self.when, self.next = datetime.datetime.now(), collections.deque([number])
 class Worker:
     pass
 cache, number = {}, 0
@@ -248,6 +249,7 @@ def test_a_page_of_wrong_types_is_refused(in_tmp: Path) -> None:
     """Whichever of its values is of another type: it is told, or does not matter."""
     row: dict[str, Any] = dict.fromkeys(("language", "name", "path", "text", "module"), "x")
     row |= dict.fromkeys(("bytes", "chunks", "objects", "strings", "size", "example"), 8)
+    row["own"] = False
     tables = {name: [row] for name in ("ledger", "modules", "types", "sizes", "templates")}
     gap = {"start": 0, "end": 8, "reason": "swapped", "errno": 0}
     whole = page(**tables, gaps=[gap], problems=["one"])

@@ -364,6 +364,97 @@ def test_python_objects_are_counted(python: str) -> None:
         assert count * 0.999 <= objects[name] <= count * 1.001 + ordinary, name
 
 
+SIZES = """
+import gc, json, sys
+class Slotted:
+    __slots__ = ("a", "b")
+class Plain:
+    def __init__(self):  # so many that a table of them is of no size like that of an instance
+        self.a = self.b = self.c = self.d = self.e = self.f = self.g = self.h = None
+class Number(int):
+    __slots__ = ()
+class Row(list):
+    __slots__ = ()
+kept = {
+    "Slotted": [Slotted() for _ in range(20_000)],
+    "Plain": [Plain() for _ in range(20_000)],
+    "Number": [Number(i + 1) for i in range(20_000)],
+    "set": [set(range(i % 50)) for i in range(10_000)],
+    "frozenset": [frozenset(range(i % 40)) for i in range(10_000)],
+    "list": [[0] * (i % 30) for i in range(10_000)],
+    "Row": [Row([0] * (i % 20)) for i in range(10_000)],
+}
+def distance(name):
+    places = sorted(map(id, kept[name]))
+    return min(b - a for a, b in zip(places, places[1:]))
+def total(kind):
+    return sum(sys.getsizeof(each) for each in gc.get_objects() if type(each) is kind)
+found = {
+    "distances": {name: distance(name) for name in ("Slotted", "Plain", "Number")},
+    "totals": {kind.__name__: total(kind) for kind in (set, frozenset, list, Row)},
+}
+print("ready")
+print(json.dumps(found), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("python", [*pythons(), pytest.param("/usr/bin/python3", id="system")])
+def test_python_objects_have_their_size(python: str) -> None:
+    """By how far apart pymalloc puts them, in steps of 16: sys.getsizeof() of 3.13 lacks values
+    that lie in the object. Debian's Python is no PIE: pointers look like sizes."""
+    with child(program(python), "-c", SIZES, ready=b"ready") as process:
+        assert process.stdout
+        truth = json.loads(process.stdout.readline())
+        found = told(process.pid, strings=False, count=100)
+    types = {each.name: each for each in found.types if each.language == "Python"}
+    for name, distance in truth["distances"].items():
+        assert -(-types[name].bytes // (types[name].objects * 16)) * 16 == distance, name
+    for name, total in truth["totals"].items():
+        assert types[name].bytes == pytest.approx(total, rel=0.002), name
+
+
+STATIC = """
+import ctypes, sys
+class Point(ctypes.Structure):
+    _fields_ = [("x", ctypes.c_double), ("y", ctypes.c_double)]
+points = [Point() for _ in range(20_000)]
+references = [ctypes.byref(point) for point in points]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("python", list(pythons()))
+def test_static_types_of_extension_modules_are_found(python: str) -> None:
+    """Before 3.13 _ctypes has those of references, and the metaclass of structures."""
+    with child(python, "-c", STATIC, ready=b"ready") as process:
+        found = told(process.pid, strings=False, count=100)
+    types = {each.name.removeprefix("_ctypes."): each for each in found.types}
+    point, reference = types["Point"], types["CArgObject"]
+    assert point.objects == pytest.approx(20_000, rel=0.001)
+    assert reference.objects == pytest.approx(20_000, rel=0.001)
+    assert (point.own, reference.own) == (True, False)
+    if "." not in reference.name:
+        assert reference.module.rpartition("/")[2].startswith("_ctypes.")
+
+
+METACLASSES = """
+import sys
+meta = type
+for _ in range(1000):
+    meta = meta("Meta", (type,), {})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_chain_of_metaclasses_is_given_up() -> None:
+    with child(sys.executable, "-c", METACLASSES, ready=b"ready") as process:
+        found = told(process.pid, strings=False, count=100)
+    assert any("metaclasses" in problem for problem in found.problems)
+
+
 # --- modules -----------------------------------------------------------------------------
 
 

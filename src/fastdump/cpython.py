@@ -4,7 +4,8 @@ Without tables of versions: ``PyType_Type`` is the object that is its own type a
 a type is an object whose type is a metaclass. An object is a word that leads to a type, behind a
 plausible reference count, in live memory. So what the garbage collector does not track counts too.
 
-Source: CPython's Include/object.h, Include/cpython/object.h (struct _typeobject).
+Source: CPython's Include/object.h, Include/cpython/object.h (struct _typeobject),
+Include/internal/pycore_object.h and pycore_dict.h (what lies before and behind an instance).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fastdump._heap import self_pointers
 from fastdump._words import (
     SIZE_FIXED,
     SIZE_LIST,
+    SIZE_SET,
     SIZE_STR,
     SIZE_TAG,
     SIZE_VAR,
@@ -33,10 +35,19 @@ _OB_TYPE = 8
 # tp_name, tp_basicsize, tp_itemsize are at 24; tp_flags at 168.
 _TYPE = struct.Struct("<QQQQqq120xQ")
 _FREE_THREADED = 24  # where a build without GIL has ob_type
-_READY, _HAVE_GC, _TYPE_SUBCLASS = 1 << 12, 1 << 14, 1 << 31
+_HEAPTYPE, _READY, _HAVE_GC = 1 << 9, 1 << 12, 1 << 14
+_LONG_SUBCLASS, _LIST_SUBCLASS, _TYPE_SUBCLASS = 1 << 24, 1 << 25, 1 << 31
+# MANAGED_DICT, since 3.11, and MANAGED_WEAKREF, since 3.12.
+_PREHEADER = 1 << 4 | 1 << 3
+_INLINE_VALUES = 1 << 2  # since 3.13
+_CACHED_KEYS = 880  # where a heap type of 3.13 or 3.14 has ht_cached_keys
+_KEYS = struct.Struct("<16xqq")  # dk_usable, dk_nentries
+_MOST_SHARED_KEYS = 30
 _MOST_NAME = 256
 _MOST_SIZE = 1 << 20
 _GC_HEAD = 16
+_PREHEADER_SIZE = 16
+_ITEM_SIZES = {SIZE_LIST: 8, SIZE_SET: 16}
 # The size of PyUnicodeObject → of PyASCIIObject, PyCompactUnicodeObject. Without wstr since 3.12.
 _STR_SIZES = {64: (40, 56), 80: (48, 72)}
 
@@ -50,9 +61,14 @@ class PythonType(NamedTuple):
     itemsize: int
     flags: int
 
+    @property
+    def own(self) -> bool:
+        """Whether a class statement made it: types of C that are on the heap have a dotted name."""
+        return bool(self.flags & _HEAPTYPE) and "." not in self.name
+
 
 class Counted(NamedTuple):
-    """The objects of a type; ``bytes`` are their own, with the header of the garbage collector."""
+    """The objects of a type; ``bytes`` are their own, with what lies before and behind them."""
 
     type: PythonType
     objects: int
@@ -72,12 +88,9 @@ class Interpreter:
         self._source = source
         self.type_type, self.module, self.unsupported = type_type, module, unsupported
         self.types: dict[int, PythonType] = {}
-
-    @property
-    def data(self) -> list[Range]:
-        """The writable memory of its module, where static types lie."""
-        both = zip(self._source.regions, self._source.labels, strict=True)
-        return [Range(r.start, r.end) for r, x in both if r.writable and x.module == self.module]
+        self._str_sizes = _STR_SIZES[80]
+        both = zip(source.regions, source.labels, strict=True)
+        self._data = [Range(r.start, r.end) for r, x in both if r.writable and x.module == module]
 
     def metaclasses(self, heap: Heap) -> TypeCounter:
         """What is to be fed all memory, to find types; then :meth:`add_types`."""
@@ -93,13 +106,18 @@ class Interpreter:
             found = self._type_at(address)
             if found:
                 self.types[address] = found
+                if self._sizing(found) == SIZE_STR:
+                    self._str_sizes = _STR_SIZES[found.basicsize]
                 news |= bool(found.flags & _TYPE_SUBCLASS) and address != self.type_type
         return news
 
     def counter(self, heap: Heap) -> TypeCounter:
         """What is to be fed all memory, to count objects."""
         return TypeCounter(
-            {t.address: self._sizing(t) for t in self.types.values()}, heap, self._str_sizes
+            {t.address: self._sizing(t) for t in self.types.values()},
+            heap,
+            self._str_sizes,
+            self._data,
         )
 
     def counted(self, counts: dict[int, ObjectCount]) -> list[Counted]:
@@ -112,25 +130,43 @@ class Interpreter:
         return sorted(found, key=lambda c: (-c.bytes, c.type.name))
 
     def _bytes(self, python_type: PythonType, count: int, items: int) -> int:
-        head = _GC_HEAD if python_type.flags & _HAVE_GC else 0
-        if self._sizing(python_type) == SIZE_STR:
+        sizing = self._sizing(python_type)
+        if sizing == SIZE_STR:
             return count * self._str_sizes[0] + items
-        itemsize = 8 if self._sizing(python_type) == SIZE_LIST else python_type.itemsize
-        return count * (python_type.basicsize + head) + items * itemsize
+        length = python_type.basicsize
+        if python_type.flags & _HAVE_GC:
+            length += _GC_HEAD
+        if python_type.flags & _PREHEADER:
+            length += _PREHEADER_SIZE
+        if python_type.flags & _INLINE_VALUES:
+            length += self._inline_values(python_type)
+        return count * length + items * _ITEM_SIZES.get(sizing, python_type.itemsize)
+
+    def _inline_values(self, python_type: PythonType) -> int:
+        """As _PyInlineValuesSize(); it is more for the first 30 instances of a type."""
+        try:
+            keys = self._source.read(python_type.address + _CACHED_KEYS, 8)
+            keys = self._source.read(int.from_bytes(keys, "little"), _KEYS.size)
+        except FaultError:
+            return 0
+        usable, used = _KEYS.unpack(keys)
+        capacity: int = usable + used
+        if not 0 <= capacity <= _MOST_SHARED_KEYS:
+            return 0
+        return -(-capacity // 8) * 8 + (capacity + 1) * 8
 
     def _sizing(self, python_type: PythonType) -> int:
-        if python_type.name == "str" and python_type.basicsize in _STR_SIZES:
-            return SIZE_STR
-        if python_type.name == "list":
+        flags = python_type.flags
+        if not flags & _HEAPTYPE:
+            if python_type.name == "str" and python_type.basicsize in _STR_SIZES:
+                return SIZE_STR
+            if python_type.name in ("set", "frozenset"):
+                return SIZE_SET
+        if flags & _LIST_SUBCLASS:
             return SIZE_LIST
-        if not python_type.itemsize or python_type.flags & _TYPE_SUBCLASS:
+        if not python_type.itemsize or flags & _TYPE_SUBCLASS:
             return SIZE_FIXED
-        return SIZE_TAG if python_type.name in ("int", "bool") and self._tagged else SIZE_VAR
-
-    @property
-    def _str_sizes(self) -> tuple[int, int]:
-        sizes = (t.basicsize for t in self.types.values() if t.name == "str")
-        return _STR_SIZES.get(next(sizes, 0), (48, 72))
+        return SIZE_TAG if flags & _LONG_SUBCLASS and self._tagged else SIZE_VAR
 
     @property
     def _tagged(self) -> bool:

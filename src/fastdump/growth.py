@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import itertools
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ class Grown:
     """One thing that became more, or less. Bytes; ``counts``: chunks, objects or strings.
 
     ``steady``: it grew with time, by nearly the same in each second.
+    ``own``: a type of the program's own, see :class:`fastdump.why.TypeShare`.
     """
 
     kind: str
@@ -33,6 +33,7 @@ class Grown:
     counts: list[int]
     steady: bool
     command: str
+    own: bool
 
     @property
     def more_bytes(self) -> int:
@@ -66,6 +67,7 @@ class Series:
     def __init__(self) -> None:
         self._times: list[float] = []
         self._rows: dict[tuple[str, str], _Row] = {}
+        self._own: set[str] = set()  # types of the program's own
 
     def __len__(self) -> int:
         return len(self._times)
@@ -95,6 +97,7 @@ class Series:
             row.bytes[-1] += length
             row.counts[-1] += count
             row.command = row.command or command  # of the largest, which comes first
+        self._own |= {_type_name(each) for each in page["types"] if each["own"]}
         # What came and went is forgotten: of text there may be more without end.
         self._rows = {k: row for k, row in self._rows.items() if row.command or row.has_changed}
 
@@ -105,7 +108,8 @@ class Series:
             if row.has_changed:
                 lengths, counts = list(row.bytes), list(row.counts)
                 steady = _is_steady(self._times, lengths if any(lengths) else counts)
-                found.append(Grown(kind, name, lengths, counts, steady, row.command))
+                own = kind == "type" and name in self._own
+                found.append(Grown(kind, name, lengths, counts, steady, row.command, own))
         return sorted(found, key=lambda g: (-g.more_bytes, -g.more, g.kind, g.name))
 
 
@@ -132,14 +136,17 @@ def _rows(page: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], tuple[int,
         yield ("module", each["path"]), (each["bytes"], each["chunks"], command)
     for each in page["types"]:
         command = suggested("hexdump", source, f"{each['example']:x} --follow-pointers")
-        name = f"{each['language']} {each['name']}"
-        yield ("type", name), (each["bytes"], each["objects"], command)
+        yield ("type", _type_name(each)), (each["bytes"], each["objects"], command)
     for each in page["sizes"]:
         name = f"{each['size'] // 2 + 1} to {each['size']} bytes"
         yield ("size class", name), (each["bytes"], each["chunks"], suggested("why", source))
     for each in page["templates"]:
         command = suggested("strings", source, "--top 20")
         yield ("text", each["text"]), (each["bytes"], each["strings"], command)
+
+
+def _type_name(found: Mapping[str, Any]) -> str:
+    return f"{found['language']} {found['name']}"
 
 
 def _is_steady(times: Sequence[float], values: Sequence[int]) -> bool:
@@ -165,17 +172,9 @@ def suspects(grown: Sequence[Grown], most: int = 5) -> list[Grown]:
 
     def rank(each: Grown) -> tuple[int, int]:
         order = {"type": 1, "text": 2, "module": 3, "size class": 4, "ledger": 5}[each.kind]
-        if each.kind == "type" and _is_own(each.name) and each.more * 10 >= objects:
+        if each.own and each.more * 10 >= objects:
             order = 0
         return order, -each.more_bytes
 
     worth = [g for g in more if g.more_bytes > largest * _LEAST or g.more * 10 >= objects > 0]
     return sorted(worth, key=rank)[:most]
-
-
-def _is_own(name: str) -> bool:
-    """Whether a type is of the program, not of its language."""
-    language, _, name = name.partition(" ")
-    if language == "Python":
-        return not hasattr(builtins, name) and name not in ("function", "cell", "code", "module")
-    return not name.startswith(("std::", "__"))

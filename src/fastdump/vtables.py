@@ -40,6 +40,11 @@ class TypeName(NamedTuple):
     language: str
     name: str
 
+    @property
+    def own(self) -> bool:
+        """Whether it is of the program, not of its language."""
+        return not self.name.startswith(("std::", "__"))
+
 
 class Vtables:
     """Names of vtables; of a few targets, not of all.

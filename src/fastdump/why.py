@@ -46,7 +46,7 @@ from fastdump.vtables import TypeName, Vtables
 _MOST_TARGETS = 2048  # that are looked at for types
 # Of live bytes: with less than that without an owner, no further chunk is looked for.
 _ENOUGH = 0.01
-_MOST_ROUNDS = 3
+_MOST_ROUNDS = 3  # over memory, each for what the one before has found
 _STANDS_OUT = 0.05  # of the pointers to the chunks of a module: what another one has
 
 
@@ -69,7 +69,10 @@ class ModuleShare:
 
 @dataclass
 class TypeShare:
-    """The objects of a type. ``bytes``: of C++ and Rust those that have a chunk to themselves."""
+    """The objects of a type. ``bytes``: of C++ and Rust those that have a chunk to themselves.
+
+    ``own``: as far as its name tells, it is the program's and not its language's.
+    """
 
     language: str
     name: str
@@ -77,6 +80,7 @@ class TypeShare:
     objects: int
     bytes: int
     example: int
+    own: bool
     sizes: list[SizeClass] = field(default_factory=list)
 
 
@@ -358,25 +362,31 @@ class _Inquiry:
         for number, (start, end) in words.entered(self._regions):
             self._ledger.enter(number, start, end)
         if python and metaclasses:
-            self._feed_data(python, metaclasses)
+            self._feed_data(metaclasses)
         return metaclasses
 
-    def _feed_data(self, python: Interpreter, counter: TypeCounter) -> None:
-        """The static objects of an interpreter, where they are not scanned anyway."""
-        scanned = {where for _, where in self._scanned()}
-        for where in python.data:
-            if where not in scanned:
-                for part in self._chunks(where):
-                    counter.feed(part.address, part.data)
+    def _feed_data(self, metaclasses: TypeCounter) -> None:
+        """Where static types lie: the interpreter's own, and those of extension modules."""
+        for where, _ in self._module_data():
+            for part in self._chunks(where):
+                metaclasses.feed(part.address, part.data)
 
     def _types_of(self, python: Interpreter, metaclasses: TypeCounter) -> TypeCounter:
         """The counter of all types: those whose type is a metaclass, until there is no new one."""
+        rounds = 0
         while python.add_types(metaclasses.places):
+            if rounds == _MOST_ROUNDS:
+                self._problems.append(
+                    "classes of Python whose metaclasses are instances of one another, more than "
+                    f"{_MOST_ROUNDS} deep, are not counted"
+                )
+                break
+            rounds += 1
             metaclasses = python.metaclasses(self._heap)
             for _, where in self._with_types():
                 for part in self._chunks(where):
                     metaclasses.feed(part.address, part.data)
-            self._feed_data(python, metaclasses)
+            self._feed_data(metaclasses)
         return python.counter(self._heap)
 
     def _count_objects(self, counter: TypeCounter) -> dict[int, int]:
@@ -457,8 +467,9 @@ class _Inquiry:
                 self._enter(shares, name, hits[target])
         if python and counter:
             for found in python.counted(counter.counts)[: 2 * count]:
-                key = "Python", found.type.name, python.module
-                share = shares.setdefault(key, TypeShare(*key, 0, 0, found.type.address))
+                address, own = found.type.address, found.type.own
+                key = "Python", found.type.name, self._modules.path_at(address) or python.module
+                share = shares.setdefault(key, TypeShare(*key, 0, 0, address, own))
                 share.objects += found.objects
                 share.bytes += found.bytes
         return sorted(shares.values(), key=lambda t: (-t.bytes, -t.objects, t.name))[: 2 * count]
@@ -467,7 +478,7 @@ class _Inquiry:
         self, shares: dict[tuple[str, str, str], TypeShare], name: TypeName, hits: Sequence[Hit]
     ) -> None:
         key = name.language, name.name, self._modules.path_at(hits[0].target)
-        share = shares.setdefault(key, TypeShare(*key, 0, 0, hits[0].example))
+        share = shares.setdefault(key, TypeShare(*key, 0, 0, hits[0].example, name.own))
         share.objects += sum(hit.words for hit in hits)
         share.bytes += sum(hit.bytes for hit in hits)
         sizes = [SizeClass(1 << h.size_class, h.words, h.bytes) for h in hits if h.size_class]
