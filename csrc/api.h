@@ -998,12 +998,10 @@ struct fastdump_regset {
 struct fastdump_guard {
     int32_t pid;
     int32_t kind;
-    int32_t mem;     /* /proc/PID/mem */
-    int32_t command; /* pidfd of the process that wants it: its death ends the pause */
-    int32_t seccomp; /* 1: the target has a seccomp filter */
-    int32_t reserved;
+    int32_t mem;           /* /proc/PID/mem */
+    int32_t command;       /* pidfd of the process that wants it: its death ends the pause */
     uint64_t code;         /* address of a system call instruction in the target; 0: none */
-    uint64_t max_pause_ns; /* of a freeze; 0: no limit */
+    uint64_t max_pause_ns; /* of a freeze, or a clone(2) that waits; 0: no limit */
     uint32_t regset_types[FASTDUMP_REGSETS]; /* for PTRACE_GETREGSET; 0 behind the last */
     struct fastdump_thread *threads;
     uint64_t threads_capacity;

@@ -99,6 +99,24 @@ static char state_of(int32_t tid) {
     return name_end && name_end + 2 < text + length ? name_end[2] : 'X';
 }
 
+/*
+ * Whether a thread has a seccomp filter, as of proc_pid_status(5): each has its own. One that
+ * cannot be asked, or is in so many groups that the line is not reached, may have one.
+ */
+static bool may_have_seccomp(int32_t tid) {
+    static const char key[] = "\nSeccomp:\t";
+    char path[64], text[8192];
+    int fd = open(proc_path(path, tid, "status"), O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (length < 0)
+        return true;
+    text[length] = 0;
+    const char *line = strstr(text, key);
+    return line ? line[sizeof key - 1] != '0' : length == sizeof text - 1;
+}
+
 /* Registers of a thread, as far as a system call needs them. */
 #if defined(__x86_64__)
 
@@ -494,18 +512,21 @@ static int64_t run_call(int32_t tid, struct call *call) {
 
 /*
  * Run a system call in a stopped thread, of which may_inject() gave the registers. Returns 0,
- * -EPERM if it has a seccomp filter that cannot be suspended, -ESRCH if it ended.
+ * -EPERM if it has a seccomp filter that cannot be suspended: nothing was done; -ESRCH if it ended.
  */
 static int64_t inject(const struct fastdump_guard *guard, int32_t tid, const registers *own,
                       struct call *call) {
     uint64_t mask, all = UINT64_MAX;
     intptr_t options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
-    if (guard->seccomp)
-        options |= OPTION_SUSPEND_SECCOMP;
+    intptr_t without_seccomp = options | OPTION_SUSPEND_SECCOMP;
     if (ptrace(GETSIGMASK, tid, (void *)sizeof mask, &mask) < 0)
         return -ESRCH;
-    if (ptrace(PTRACE_SETOPTIONS, tid, 0, (void *)options) < 0)
-        return errno == ESRCH ? -ESRCH : -EPERM;
+    if (ptrace(PTRACE_SETOPTIONS, tid, 0, (void *)without_seccomp) < 0) {
+        if (errno != ESRCH && may_have_seccomp(tid))
+            return -EPERM;
+        if (ptrace(PTRACE_SETOPTIONS, tid, 0, (void *)options) < 0)
+            return -ESRCH;
+    }
     registers ours = *own, restored = *own;
     set_system_call(&ours, guard->code, call->number, call->argument);
     prepare_restart(&restored);
@@ -539,13 +560,15 @@ static void copy_by_fork(struct fastdump_guard *guard, int64_t *inner_pid_ret) {
                 (pass == 0 && !in_system_call(&own)))
                 continue;
             int64_t error = inject(guard, tid, &own, &call);
-            guard->fork_ns = call.put_ns;
-            guard->child = call.child; /* also of a target that was killed in between */
-            *inner_pid_ret = call.result;
-            guard->error = (int32_t)-(error ? error : call.result);
             guard->step = !error            ? FASTDUMP_STEP_CLONE
                           : error == -EPERM ? FASTDUMP_STEP_SECCOMP
                                             : FASTDUMP_STEP_TASK;
+            guard->error = (int32_t)-(error ? error : call.result);
+            if (error == -EPERM)
+                continue; /* another thread may have no filter */
+            guard->fork_ns = call.put_ns;
+            guard->child = call.child; /* also of a target that was killed in between */
+            *inner_pid_ret = call.result;
             if (call.child)
                 guard->error = guard->step = 0;
             return;

@@ -321,7 +321,7 @@ def test_a_target_in_a_pid_namespace(rounds: int) -> None:
 
 
 SECCOMP = """
-import ctypes, struct, sys
+import ctypes, struct, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
 # BPF: the system call number; clone: kill the process; else allow
 kill, allow = 0x80000000, 0x7FFF0000
@@ -329,11 +329,30 @@ code = struct.pack("=" + "HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 56, 6, 0, 0, kil
 program = ctypes.create_string_buffer(code)
 class Prog(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-assert libc.prctl(38, 1, 0, 0, 0) == 0
 prog = Prog(4, ctypes.addressof(program))
-assert libc.prctl(22, 2, ctypes.byref(prog), 0, 0) == 0
-print("ready", flush=True)
-sys.stdin.read()
+def wait():
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, ctypes.byref(prog), 0, 0) == 0
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+FIRST_THREAD = "wait()"
+# While it waits, the first thread computes: it has no filter.
+OTHER_THREAD = """
+other = threading.Thread(target=wait)
+other.start()
+while other.is_alive():
+    pass
+"""
+
+
+# One snapshot by a process of its own, and what it came to.
+PAUSED = """
+import sys
+from fastdump.process import LiveProcess
+from fastdump.snapshot import Snapshot
+with LiveProcess(int(sys.argv[1])) as process, Snapshot(process, "fork") as snapshot:
+    print(snapshot.pause.kind, snapshot.pause.why)
 """
 
 
@@ -371,12 +390,21 @@ def test_a_target_in_a_frozen_cgroup(tmp_path: Path, pause: str) -> None:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of clone is of x86_64")
-def test_a_seccomp_filter_that_kills_whoever_forks() -> None:
-    with start_as(None, sys.executable, "-c", SECCOMP) as target:
-        with LiveProcess(target.pid) as process, Snapshot(process, "fork") as snapshot:
+@pytest.mark.parametrize("powerful", [True, False], ids=["root", "without sys_admin"])
+@pytest.mark.parametrize("thread", [FIRST_THREAD, OTHER_THREAD], ids=["first", "other"])
+def test_a_seccomp_filter_that_kills_whoever_forks(thread: str, powerful: bool) -> None:
+    without = [] if powerful else ["setpriv", "--bounding-set=-sys_admin"]
+    with start_as(None, sys.executable, "-c", SECCOMP + thread) as target:
+        command = [*without, sys.executable, "-c", PAUSED, str(target.pid)]
+        paused = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert target.poll() is None
+        if status(target.pid, "Seccomp") == "0":
+            assert paused == "fork \n"  # by that thread
+        elif powerful:
             # It is suspended for that call (PTRACE_O_SUSPEND_SECCOMP), where the kernel can do so.
-            assert snapshot.pause.kind == "fork" or "seccomp" in snapshot.pause.why
-        assert status(target.pid, "Seccomp") == "2"
+            assert paused == "fork \n" or "seccomp" in paused
+        else:
+            assert paused.startswith("freeze its seccomp filter cannot be suspended")
         target.communicate(b"")
     assert target.returncode == 0
 

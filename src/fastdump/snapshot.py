@@ -439,7 +439,6 @@ class _Guardian:
         guard = self._guard = ffi.cast("struct fastdump_guard *", at)
         guard.pid, guard.kind, guard.code = target.pid, kind, code
         guard.mem = target.memory.mem
-        guard.seccomp = target.status().get("Seccomp", "0") != "0"
         guard.max_pause_ns = int((max_pause or 0) * 1e9)
         for index, regset in enumerate((*_REGSETS[_MACHINE], NT_SIGINFO)):
             guard.regset_types[index] = regset
