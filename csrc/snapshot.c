@@ -53,6 +53,7 @@
 #define STOP_PATIENCE (10 * SECOND)       /* for a thread that may run: the host is overloaded */
 #define KERNEL_PATIENCE (5 * MILLISECOND) /* for one that waits in the kernel, and cannot run */
 #define REAP_PATIENCE (10 * SECOND)
+#define CALL_PATIENCE (10 * MILLISECOND) /* between two looks at one that runs a call for us */
 #define NO_DEADLINE UINT64_MAX
 
 /* Descriptors of the guardian: it has no others. */
@@ -464,13 +465,40 @@ static bool may_inject(const struct fastdump_guard *guard, int32_t tid, register
     return !rseq[0] || (pread(MEM, &critical, 8, (off_t)(rseq[0] + 8)) == 8 && critical == 0);
 }
 
+/* Let the target go. Threads that could not stop are let go as soon as they can: see attend(). */
+static void release(struct fastdump_guard *guard) {
+    if (guard->released)
+        return;
+    __atomic_store_n(&guard->released, 1, __ATOMIC_SEQ_CST);
+    for (uint64_t i = 0; i < guard->threads_used; i++)
+        if (guard->threads[i].stopped)
+            ptrace(PTRACE_DETACH, guard->threads[i].tid, 0, 0);
+    guard->total_ns = guard->started ? now() - guard->started : 0;
+}
+
+/*
+ * Wait for a thread that runs a system call for us: its wait status, or -ECHILD. clone(2) may have
+ * to wait for another thread, of the target even, which reads of it by userfaultfd(2). If it waits
+ * when the longest pause is over, or if nobody wants the pause any more, the others are let go.
+ */
+static int64_t await_call(struct fastdump_guard *guard, int32_t tid) {
+    struct pollfd ends[] = {{SOCKET, POLLIN, 0}, {COMMAND, POLLIN, 0}};
+    int64_t status;
+    while ((status = await(tid, now() + CALL_PATIENCE)) == 0) {
+        bool over = guard->max_pause_ns && now() - guard->started >= guard->max_pause_ns;
+        if ((over && state_of(tid) == 'D') || poll(ends, 2, 0) > 0)
+            release(guard);
+    }
+    return status;
+}
+
 /* Resume a thread up to its next stop of interest. Returns a wait status, or -ESRCH. */
-static int64_t advance(int32_t tid, int request) {
+static int64_t advance(struct fastdump_guard *guard, int32_t tid, int request) {
     int signal = 0;
     for (;;) {
         if (ptrace(request, tid, 0, (void *)(intptr_t)signal) < 0)
             return -ESRCH;
-        int64_t status = await(tid, NO_DEADLINE);
+        int64_t status = await_call(guard, tid);
         if (status < 0 || !WIFSTOPPED((int)status))
             return -ESRCH;
         bool event = (int)status >> 16 != 0;
@@ -488,11 +516,11 @@ static void secure(int32_t child) {
 }
 
 /* With the registers ours: into the system call, and out of it. */
-static int64_t run_call(int32_t tid, struct call *call) {
-    int64_t status = advance(tid, PTRACE_SYSCALL);
+static int64_t run_call(struct fastdump_guard *guard, int32_t tid, struct call *call) {
+    int64_t status = advance(guard, tid, PTRACE_SYSCALL);
     if (status < 0)
         return status;
-    while ((status = advance(tid, PTRACE_SYSCALL)) >= 0 && (int)status >> 16) {
+    while ((status = advance(guard, tid, PTRACE_SYSCALL)) >= 0 && (int)status >> 16) {
         unsigned long child;
         if (ptrace(PTRACE_GETEVENTMSG, tid, 0, &child) == 0) {
             call->child = (int32_t)child;
@@ -506,7 +534,7 @@ static int64_t run_call(int32_t tid, struct call *call) {
     /* To a stop from which system calls are restarted: see above. */
     if (ptrace(PTRACE_INTERRUPT, tid, 0, 0) < 0)
         return -ESRCH;
-    status = advance(tid, PTRACE_CONT);
+    status = advance(guard, tid, PTRACE_CONT);
     return status < 0 ? status : 0;
 }
 
@@ -514,7 +542,7 @@ static int64_t run_call(int32_t tid, struct call *call) {
  * Run a system call in a stopped thread, of which may_inject() gave the registers. Returns 0,
  * -EPERM if it has a seccomp filter that cannot be suspended: nothing was done; -ESRCH if it ended.
  */
-static int64_t inject(const struct fastdump_guard *guard, int32_t tid, const registers *own,
+static int64_t inject(struct fastdump_guard *guard, int32_t tid, const registers *own,
                       struct call *call) {
     uint64_t mask, all = UINT64_MAX;
     intptr_t options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE;
@@ -534,7 +562,7 @@ static int64_t inject(const struct fastdump_guard *guard, int32_t tid, const reg
     int64_t error = -ESRCH;
     if (ptrace(SETSIGMASK, tid, (void *)sizeof all, &all) == 0) {
         if (set_registers(tid, &ours))
-            error = run_call(tid, call);
+            error = run_call(guard, tid, call);
         set_registers(tid, &restored);
         ptrace(SETSIGMASK, tid, (void *)sizeof mask, &mask);
     }
@@ -559,7 +587,11 @@ static void copy_by_fork(struct fastdump_guard *guard, int64_t *inner_pid_ret) {
             if (!guard->threads[i].stopped || !may_inject(guard, tid, &own) ||
                 (pass == 0 && !in_system_call(&own)))
                 continue;
+            guard->threads[i].stopped = false; /* release() is to leave it alone meanwhile */
             int64_t error = inject(guard, tid, &own, &call);
+            guard->threads[i].stopped = true;
+            if (guard->released)
+                ptrace(PTRACE_DETACH, tid, 0, 0);
             guard->step = !error            ? FASTDUMP_STEP_CLONE
                           : error == -EPERM ? FASTDUMP_STEP_SECCOMP
                                             : FASTDUMP_STEP_TASK;
@@ -574,17 +606,6 @@ static void copy_by_fork(struct fastdump_guard *guard, int64_t *inner_pid_ret) {
             return;
         }
     }
-}
-
-/* Let the target go. Threads that could not stop are let go as soon as they can: see attend(). */
-static void release(struct fastdump_guard *guard) {
-    if (guard->released)
-        return;
-    __atomic_store_n(&guard->released, 1, __ATOMIC_SEQ_CST);
-    for (uint64_t i = 0; i < guard->threads_used; i++)
-        if (guard->threads[i].stopped)
-            ptrace(PTRACE_DETACH, guard->threads[i].tid, 0, 0);
-    guard->total_ns = guard->started ? now() - guard->started : 0;
 }
 
 /* Release the threads that were not stopped, as they stop. */
@@ -628,7 +649,7 @@ static void attend(struct fastdump_guard *guard) {
 }
 
 /* wait4(2) in one thread of the target, which is the parent of the copy. */
-static bool reap_with(const struct fastdump_guard *guard, int32_t tid, int64_t inner_pid,
+static bool reap_with(struct fastdump_guard *guard, int32_t tid, int64_t inner_pid,
                       uint64_t deadline) {
     struct call call = {SYS_wait4, {(uint64_t)inner_pid, 0, WNOHANG | __WALL, 0}, 0, 0, 0};
     registers own;
@@ -721,6 +742,12 @@ _Noreturn static void guardian(struct fastdump_guard *guard, int32_t socket) {
         guard->error = (int32_t)-error;
     } else if (guard->kind != FASTDUMP_FREEZE) {
         copy_by_fork(guard, &inner_pid);
+        if (guard->child && guard->released) { /* others ran meanwhile: see await_call() */
+            remove_copy(guard, inner_pid);
+            guard->child = 0;
+            guard->step = FASTDUMP_STEP_CLONE;
+            guard->error = ETIME;
+        }
     }
     if (error || guard->child || guard->kind == FASTDUMP_FORK_ONLY)
         release(guard);

@@ -409,8 +409,84 @@ def test_a_seccomp_filter_that_kills_whoever_forks(thread: str, powerful: bool) 
     assert target.returncode == 0
 
 
-def test_what_a_fork_does_not_copy(tmp_path: Path) -> None:
-    code = """
+USERFAULTFD = """
+import ctypes, fcntl, mmap, os, struct, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+uffd = libc.syscall(323 if os.uname().machine == "x86_64" else 282, os.O_CLOEXEC)
+# linux/userfaultfd.h: UFFDIO_API, UFFD_FEATURE_EVENT_FORK; UFFDIO_REGISTER, _MODE_MISSING
+fcntl.ioctl(uffd, 0xC018AA3F, struct.pack("3Q", 0xAA, 2, 0))
+area = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+fcntl.ioctl(uffd, 0xC020AA00, struct.pack("4Q", at, 4096, 1, 0))
+def read():
+    while True:
+        event, fd = struct.unpack("<Q I 20x", os.read(uffd, 32))
+        os.close(fd)
+threading.Thread(target=read, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def waits_for_its_forks() -> Iterator[subprocess.Popen[bytes]]:
+    with start_as(None, sys.executable, "-c", USERFAULTFD) as target:
+        yield target
+        assert settled(target.pid) == "S"
+        assert status(target.pid, "TracerPid") == "0"
+        assert children(target.pid) == []
+        target.communicate(b"")
+    assert target.returncode == 0
+
+
+def test_a_target_that_waits_for_its_own_forks(
+    waits_for_its_forks: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known as one, though other descriptors are closed while they are looked at."""
+
+    def readlink(path: str | Path) -> str:
+        if str(path).endswith("/fd/0"):
+            raise FileNotFoundError(str(path))
+        return real(path)
+
+    real = os.readlink
+    with LiveProcess(waits_for_its_forks.pid) as process:
+        monkeypatch.setattr(os, "readlink", readlink)
+        with Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "freeze"
+            assert "userfaultfd" in snapshot.pause.why
+
+
+def test_a_fork_that_waits_for_a_stopped_thread_ends(
+    waits_for_its_forks: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveProcess, "answers_forks", False)
+    monkeypatch.setattr("fastdump.snapshot.MOST_UNASKED", 0.01)
+    with LiveProcess(waits_for_its_forks.pid) as process:
+        with Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "freeze"
+            assert snapshot.pause.why == "clone failed in it: Timer expired"
+            assert snapshot.is_over
+        with pytest.raises(UsageError, match="Timer expired"):
+            Snapshot(process, "fork!")
+
+
+def test_the_command_is_killed_while_a_fork_waits(
+    waits_for_its_forks: subprocess.Popen[bytes],
+) -> None:
+    pid = waits_for_its_forks.pid
+    blind = "from fastdump.process import LiveProcess\nLiveProcess.answers_forks = False\n"
+    command = (sys.executable, "-c", blind + SNAPSHOT, str(pid), "fork")
+    with start_as(None, *command) as process:
+        while "D" not in states(pid):
+            pass
+        process.kill()
+    while set(guardians()) - {pid}:
+        pass
+
+
+MIB = 1 << 20
+UNCOPIED = """
 import ctypes, mmap, sys
 libc = ctypes.CDLL(None, use_errno=True)
 areas = {}

@@ -361,14 +361,13 @@ class LiveProcess:
 
     def _userfaultfds(self) -> list[str]:
         """The numbers of its userfaultfds; none where that may not be asked."""
-        try:
-            return [
-                entry.name
-                for entry in os.scandir(f"{self._proc}/fd")
-                if os.readlink(entry.path) == "anon_inode:[userfaultfd]"
-            ]
-        except OSError:
-            return []
+        found = []
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"{self._proc}/fd"):
+                with contextlib.suppress(OSError):  # it was closed meanwhile
+                    if os.readlink(entry.path) == "anon_inode:[userfaultfd]":
+                        found.append(entry.name)
+        return found
 
     def flagged(self, flags: set[str]) -> set[int]:
         """The start addresses of regions with any of these VmFlags of proc_pid_smaps(5)."""
