@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 import targets
-from fastdump._native import address_of
+from fastdump._native import Slice, address_of
 from fastdump.errors import NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost
 from fastdump.process import LiveProcess
-from fastdump.snapshot import Snapshot
+from fastdump.snapshot import LATE, Snapshot
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
 SAMPLE, LONG = 5, 200
@@ -305,6 +305,22 @@ def test_a_target_at_its_limit_of_processes(rounds: int) -> None:
     assert target.returncode == 0
 
 
+def test_a_freeze_in_place_of_a_fork_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the fork was typed out: nobody has asked for a freeze."""
+    monkeypatch.setattr("fastdump.snapshot.MOST_UNASKED", 0.01)
+    with start_as(no_processes, "/usr/bin/python3", "-c", WAITING) as target:
+        with LiveProcess(target.pid) as process, Snapshot(process, "fork") as snapshot:
+            assert snapshot.pause.kind == "freeze"
+            while "t" in states(target.pid):
+                pass
+            late = Slice(process.regions()[0].start, 4096, 0)
+            snapshot.was_read([late])
+            assert snapshot.unfrozen([]) == [(late.address, late.address + 4096, LATE)]
+        assert snapshot.ended_early
+        target.communicate(b"")
+    assert target.returncode == 0
+
+
 @rounds
 def test_a_target_in_a_pid_namespace(rounds: int) -> None:
     command = ("unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", WAITING)
@@ -350,7 +366,7 @@ while other.is_alive():
 PAUSED = """
 import sys
 from fastdump.process import LiveProcess
-from fastdump.snapshot import Snapshot
+from fastdump.snapshot import LATE, Snapshot
 with LiveProcess(int(sys.argv[1])) as process, Snapshot(process, "fork") as snapshot:
     print(snapshot.pause.kind, snapshot.pause.why)
 """
@@ -620,7 +636,7 @@ def test_no_fork_that_takes_too_long() -> None:
 SNAPSHOT = """
 import sys
 from fastdump.process import LiveProcess
-from fastdump.snapshot import Snapshot
+from fastdump.snapshot import LATE, Snapshot
 with LiveProcess(int(sys.argv[1])) as process:
     print("ready", flush=True)
     while True:
