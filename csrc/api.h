@@ -31,7 +31,7 @@ struct fastdump_target {
 #define FASTDUMP_ZEROS_BEHIND 512 /* behind it the region has nothing but known zeros */
 #define FASTDUMP_OURS 1024        /* with PLAIN: file_offset is the address of its bytes here */
 #define FASTDUMP_MORE 2048        /* scan, of the last slice: the caller has others behind it */
-#define FASTDUMP_ORIGIN 4096      /* not in the copy: of its origin */
+#define FASTDUMP_ORIGIN 4096      /* with MEM_ONLY: not in the copy, but in its origin */
 
 /* Addresses [address, address + length) and where their bytes go: offset in the output. */
 struct fastdump_slice {
@@ -50,6 +50,7 @@ struct fastdump_slice {
 #define FASTDUMP_GAP_PAST_EOF 3   /* behind the end of the mapped file: SIGBUS for the target */
 #define FASTDUMP_GAP_GUARD 4      /* a guard page (MADV_GUARD_INSTALL, Linux 6.13) */
 #define FASTDUMP_GAP_NO_FILE 5    /* not present, and FASTDUMP_NO_FILE */
+#define FASTDUMP_GAP_GONE 6       /* FASTDUMP_ORIGIN, and that exited or called exec */
 
 struct fastdump_gap {
     uint64_t start;

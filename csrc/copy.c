@@ -43,7 +43,8 @@ struct pieces {
 };
 
 struct copy {
-    const struct fastdump_target *target;
+    const struct fastdump_target *main;
+    const struct fastdump_target *target; /* main, or its origin, which has the slice */
     struct fastdump_cursor *cursor;
     struct fastdump_gap *gaps;
     struct fastdump_tally *tally;
@@ -190,8 +191,8 @@ static struct piece piece_of_file(struct pieces *pieces, uint64_t page) {
     return piece;
 }
 
-/* 1: *piece_ret is the next piece; 0: the end of the slice; or -errno. */
-static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *target,
+/* The same as pieces_next(), of a process that lives. */
+static int64_t pieces_step(struct pieces *pieces, const struct fastdump_target *target,
                            struct piece *piece_ret) {
     const struct fastdump_slice *slice = pieces->slice;
     if (slice->flags & FASTDUMP_PLAIN) {
@@ -235,6 +236,24 @@ static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *
     }
     *piece_ret = piece_of_file(pieces, target->page_size);
     return 1;
+}
+
+/*
+ * 1: *piece_ret is the next piece; 0: the end of the slice; or -errno. If an origin is gone, what
+ * is left of the slice is a gap: its page tables may read as empty.
+ */
+static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *target,
+                           struct piece *piece_ret) {
+    int64_t got = pieces_step(pieces, target, piece_ret);
+    if (got != 0 && pieces->slice->flags & FASTDUMP_ORIGIN && !fastdump_alive(target)) {
+        uint64_t start = got > 0 ? piece_ret->start : pieces->walk.position;
+        uint64_t end = pieces->walk.end;
+        *piece_ret = (struct piece){start, end, SOURCE_NONE, KIND_ABSENT, FASTDUMP_GAP_GONE};
+        pieces->walk.position = end;
+        pieces->rest.start = pieces->rest.end;
+        return 1;
+    }
+    return got;
 }
 
 static int64_t add_gap(struct copy *copy, uint64_t start, uint64_t end, int32_t reason,
@@ -313,7 +332,7 @@ static int64_t flush(struct copy *copy) {
         sink_chunk(copy, copy->offset, filled);
         return 0;
     }
-    if (!fastdump_alive(copy->target)) /* these bytes may be those of another program */
+    if (!fastdump_alive(copy->main)) /* these bytes may be those of another program */
         return -ESRCH;
     uint64_t begun = now_ns();
     int64_t error = fastdump_write(copy->output, copy->buffer, filled, copy->offset, copy->hole,
@@ -379,17 +398,20 @@ static int64_t read_process(struct copy *copy, const struct fastdump_slice *slic
         if (got > 0) {
             copy->tally->read += (uint64_t)got;
         } else {
-            if (got == -ESRCH)
-                return got;
-            int32_t error = (int32_t)-got;
+            int32_t reason = FASTDUMP_GAP_UNREADABLE, error = (int32_t)-got;
             uint64_t page = copy->target->page_size;
             got = (int64_t)(page - address % page);
+            if (error == ESRCH) {
+                if (!(slice->flags & FASTDUMP_ORIGIN))
+                    return -ESRCH;
+                reason = FASTDUMP_GAP_GONE, error = 0;
+                got = (int64_t)length;
+            }
             if (has_sink(copy))
                 at = leave_out(copy, slice, address, length, (uint64_t)got) - got;
             else
                 memset(at, 0, (size_t)got);
-            int64_t full =
-                add_gap(copy, address, address + (uint64_t)got, FASTDUMP_GAP_UNREADABLE, error);
+            int64_t full = add_gap(copy, address, address + (uint64_t)got, reason, error);
             if (full)
                 return full;
         }
@@ -521,7 +543,7 @@ static int64_t copy_slice(struct copy *copy, const struct fastdump_slice *slice)
             if (full || (has_sink(copy) && sink_is_full(copy))) {
                 int64_t error = flush(copy);
                 /* What was found leaves us now: until here it does no harm. */
-                if (!error && has_sink(copy) && !fastdump_alive(copy->target))
+                if (!error && has_sink(copy) && !fastdump_alive(copy->main))
                     error = -ESRCH;
                 return error;
             }
@@ -576,7 +598,7 @@ static const struct fastdump_target *target_of(const struct fastdump_target *tar
 static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slices, uint64_t count) {
     struct fastdump_cursor *cursor = copy->cursor;
     struct fastdump_tally *tally = copy->tally, elsewhere = {0};
-    const struct fastdump_target *main = copy->target, *target;
+    const struct fastdump_target *target;
     for (; cursor->slice < count; cursor->slice++, cursor->done = 0) {
         const struct fastdump_slice *slice = &slices[cursor->slice];
         uint64_t end;
@@ -585,7 +607,7 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
             return -EINVAL;
         copy->again = slice->flags & FASTDUMP_AGAIN;
         copy->tally = copy->again ? &elsewhere : tally;
-        target = target_of(main, slice);
+        target = target_of(copy->main, slice);
         /* What follows may be another region, or memory of another process. */
         int64_t got = has_sink(copy) || target != copy->target ? flush(copy) : 0;
         copy->target = target;
@@ -606,14 +628,14 @@ static int64_t copy_slices(struct copy *copy, const struct fastdump_slice *slice
             return 2;
         sink_end(copy);
     }
-    return fastdump_alive(main) ? 1 : -ESRCH;
+    return fastdump_alive(copy->main) ? 1 : -ESRCH;
 }
 
 static int64_t copy_from(struct copy copy, const struct fastdump_target *target,
                          const struct fastdump_slice *slices, uint64_t count, uint64_t gap_capacity,
                          struct fastdump_cursor *cursor, struct fastdump_gap *gaps,
                          struct fastdump_tally *tally) {
-    copy.target = target;
+    copy.main = copy.target = target;
     copy.cursor = cursor;
     copy.gaps = gaps;
     copy.gap_capacity = gap_capacity;

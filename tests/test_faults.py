@@ -417,6 +417,38 @@ def _check_target_gone(
 
 
 @cases
+@pytest.mark.parametrize("how", ["killed", "exec"])
+def test_the_target_takes_with_it_what_a_fork_does_not_copy(
+    tmp_path: Path, rng: random.Random, io: dict[str, dict[str, int]], how: str, case: int
+) -> None:
+    """The copy is dumped to its end; what is lost is a gap, and nothing of it is zeros."""
+    format = rng.choice(FORMATS)
+    moment = random_moment(rng, io[format], early=False)
+    with targets.start("exiter", LENGTH, "dontfork") as target:
+        truth = target.truth
+        process = start(
+            "dump", target.pid, "-f", format, "--pause", "fork!", "-o", tmp_path / "out"
+        )
+        reach(process, reads(target))
+        reach(process, at(moment))
+        if how == "exec":
+            target.send(b"e")
+            target.read_truth()
+        else:
+            os.kill(target.pid, signal.SIGKILL)
+        error = finish(process)
+    if process.returncode == 4:  # it had not been forked
+        assert os.listdir(tmp_path) == []
+        return
+    assert process.returncode in (0, 3), error
+    check_form(tmp_path / "out", format)
+    read = check_bytes(tmp_path / "out", format, truth, complete=True)
+    assert (read == LENGTH) == (process.returncode == 0)
+    gaps = {gap["reason"] for gap in manifest_of(tmp_path / "out", format)["gaps"]}
+    assert ("target gone" in gaps) == (process.returncode == 3)
+
+
+@cases
 def test_the_target_of_a_stream_is_killed(
     tmp_path: Path,
     rng: random.Random,

@@ -22,11 +22,20 @@ from typing import Any
 import pytest
 
 import targets
-from fastdump._native import Slice, address_of
-from fastdump.errors import NotPermitted, SourceGone, UsageError
+from fastdump import search, strings
+from fastdump._native import MEM_ONLY, ORIGIN, Copier, Gap, Slice, address_of
+from fastdump._words import Heap, ModuleRange, Words
+from fastdump.dump import dump, open_writer
+from fastdump.errors import IncompleteWarning, NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost
+from fastdump.gaps import EXPECTED_GAPS
+from fastdump.live_source import LiveSource
 from fastdump.process import LiveProcess
-from fastdump.snapshot import LATE, Snapshot
+from fastdump.region import Range
+from fastdump.selection import Preset
+from fastdump.snapshot import LATE, Snapshot, _Guardian
+from fastdump.sources import open_source
+from fastdump.survey import Survey
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
 SAMPLE, LONG = 5, 200
@@ -518,15 +527,28 @@ print("ready", flush=True)
 print(" ".join(f"{name} {at}" for name, (at, _) in areas.items()), flush=True)
 sys.stdin.read()
 """
-    with start_as(None, sys.executable, "-c", code) as target:
+
+
+@contextlib.contextmanager
+def uncopied() -> Iterator[tuple[subprocess.Popen[bytes], dict[str, int]]]:
+    """A target, and the addresses of its areas, each of 1 MiB, full of its name."""
+    with start_as(None, sys.executable, "-c", UNCOPIED) as target:
         assert target.stdout
         words = target.stdout.readline().decode().split()
-        places = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        yield target, dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        target.communicate(b"")
+
+
+def content(name: str) -> bytes:
+    return (name.encode() * MIB)[:MIB]
+
+
+def test_what_a_fork_does_not_copy(tmp_path: Path) -> None:
+    with uncopied() as (target, places):
         output = tmp_path / "out"
         command = [sys.executable, "-m", "fastdump", "dump", str(target.pid), "-o", str(output)]
         command += ["-f", "raw", "--pause", "fork!", "--include", "shared memory"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        target.communicate(b"")
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["pause"] == "fork"
 
@@ -550,7 +572,86 @@ sys.stdin.read()
         start = max(start for start in files if start <= at)
         with (output / files[start]["name"]).open("rb") as file:
             file.seek(at - start)
-            assert file.read(1 << 20) == (name.encode() * 2**20)[: 1 << 20], name
+            assert file.read(MIB) == content(name), name
+
+
+@pytest.mark.parametrize("moment", ["fork", "survey", "copy"])
+@pytest.mark.parametrize("format", ["lz4", "core", "raw", "raw-lz4"])
+def test_what_a_fork_does_not_copy_is_a_gap_once_the_target_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, moment: str
+) -> None:
+    output = str(tmp_path / "out")
+    with uncopied() as (target, places), LiveProcess(target.pid) as process:
+
+        def end(*_: object) -> None:
+            target.kill()
+            target.wait()
+
+        def before(place: object, name: str) -> None:
+            """Let it end before what is called *name* runs."""
+            real = getattr(place, name)
+            monkeypatch.setattr(place, name, lambda *given: (end(), real(*given))[1])
+
+        if moment == "fork":  # the copy is there, and nothing was asked of it
+            before(_Guardian, "registers")
+        with Snapshot(process, "fork!") as snapshot:
+            if moment == "survey":
+                end()
+            survey = Survey(snapshot.process, Preset.DEBUGGER, threads=snapshot.threads)
+            with contextlib.closing(survey):
+                writer, _ = open_writer(format, output)
+                if moment == "copy":
+                    before(writer, "work")
+                report = dump(survey, snapshot, writer, output, format, threads=2, begun=0.0)
+    assert report.exit_code == 3
+    assert set(report.gap_bytes) - EXPECTED_GAPS == {"target gone"}
+    with open_source(output) as source:
+        assert source.read(places["plain"], MIB) == content("plain")
+        for name in ("dontfork", "wipe"):
+            where = Range(places[name], places[name] + MIB)
+            assert list(source.walk([where])) == [Gap(*where, "target gone")]
+
+
+@pytest.mark.parametrize("moment", ["survey", "reading"])
+@pytest.mark.parametrize("pagemap", [False, True], ids=["scan", "pagemap"])
+def test_those_who_only_read_are_told_what_is_gone(
+    tmp_path: Path, moment: str, pagemap: bool
+) -> None:
+    with (
+        uncopied() as (target, places),
+        LiveProcess(target.pid) as process,
+        Snapshot(process, "fork!") as snapshot,
+        contextlib.closing(LiveSource(snapshot.process)) as source,
+    ):
+
+        def end() -> None:
+            target.kill()
+            target.wait()
+
+        if pagemap:
+            process.memory.use_pagemap()  # which reads as empty, then
+        if moment == "survey":
+            end()
+        place = source.place()
+        if moment == "reading":
+            end()
+        for read in (
+            lambda: [m.address for m in search(place, [b"plain", b"dontfork", b"wipe"])],
+            lambda: [m.address for m in strings(place, min_length=MIB)],
+        ):
+            with pytest.warns(IncompleteWarning, match="2.0 MiB could not be read: target gone"):
+                found = read()
+            areas = {name for name, at in places.items() for a in found if at <= a < at + MIB}
+            assert areas == {"plain"}
+        area = Range(places["dontfork"], places["dontfork"] + MIB)
+        assert list(source.walk([area])) == [Gap(*area, "target gone")]
+        words = Words([ModuleRange(0, 1, 1)], Heap([]), lambda _: [])
+        slices = [Slice(area.start, MIB, 0, ORIGIN | MEM_ONLY)]
+        gaps = words.enter_slices(place.memory, slices)
+        copier = Copier(place.memory)
+        with (tmp_path / "out").open("wb") as file:
+            copier.write(slices, file.fileno(), 4096)
+        assert [*gaps, *copier.gaps] == 2 * [Gap(*area, "target gone")]
 
 
 # Commands that only read

@@ -26,12 +26,14 @@ OURS: int = lib.FASTDUMP_OURS
 MORE: int = lib.FASTDUMP_MORE
 ORIGIN: int = lib.FASTDUMP_ORIGIN
 
+GONE = "target gone"
 GAP_REASONS: dict[int, str] = {
     lib.FASTDUMP_GAP_UNREADABLE: "unreadable",
     lib.FASTDUMP_GAP_SWAPPED: "swapped",
     lib.FASTDUMP_GAP_PAST_EOF: "past end of file",
     lib.FASTDUMP_GAP_GUARD: "guard page",
     lib.FASTDUMP_GAP_NO_FILE: "file not readable",
+    lib.FASTDUMP_GAP_GONE: GONE,
 }
 
 PAGE_SIZE = mmap.PAGESIZE

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastdump import _native
-from fastdump._native import Copier, Gap, Slice, Tally
+from fastdump._native import GONE, Copier, Gap, Slice, Tally
 from fastdump.crew import Crew, usual_threads
 from fastdump.elfcore import CoreFile, CoreStream
 from fastdump.errors import SourceGone, output_failed
@@ -34,7 +34,6 @@ FORMATS = {
     "null": (Preset.DATA, ""),
 }
 
-GONE = "target gone"
 STANDARD_OUTPUT = "standard output"
 
 

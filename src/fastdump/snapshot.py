@@ -307,8 +307,9 @@ class _Copy(LiveProcess):
         starts = [r.start for r in copied]
         try:
             after = set(self._target.regions())
-        except SourceGone:
-            return []
+            self._target.check()
+        except SourceGone:  # they are lost, which is to be told
+            after = set(before)
         found = []
         for region in before:
             index = bisect.bisect_right(starts, region.start) - 1
@@ -325,14 +326,14 @@ class _Copy(LiveProcess):
             for r, held in zip(plain, self.residency(plain), strict=True)
             if not any(held) and r.readable
         ]
-        with contextlib.suppress(SourceGone):
+        with contextlib.suppress(SourceGone):  # then nobody knows what it held
             held = self._target.residency(empty)
             empty = [r for r, found in zip(empty, held, strict=True) if any(found)]
-            # The kernel tells it in smaps only, which is slow where much is resident.
-            cleared = self.flagged({"wf"}) if empty else set()
-            for region in empty:
-                if region.start in cleared:
-                    self.reasons[region.start] = "cleared by fork (MADV_WIPEONFORK)"
+        # The kernel tells it in smaps only, which is slow where much is resident.
+        cleared = self.flagged({"wf"}) if empty else set()
+        for region in empty:
+            if region.start in cleared:
+                self.reasons[region.start] = "cleared by fork (MADV_WIPEONFORK)"
 
     def gone(self) -> SourceGone:
         return SourceGone(
@@ -361,7 +362,10 @@ class _Copy(LiveProcess):
 
     @property
     def is_swapped(self) -> bool:
-        return super().is_swapped or self._target.is_swapped
+        with contextlib.suppress(SourceGone):
+            if self._target.is_swapped:
+                return True
+        return super().is_swapped
 
     def regions(self) -> list[Region]:
         return list(self._regions)
