@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import targets
 
 MANY = 70_000
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
+
+# A deadline is a clock, and the machine may be busy.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The long tests have another seed each time; workers of pytest-xdist have it from here."""
+    if "not long" not in config.option.markexpr:
+        os.environ.setdefault("FASTDUMP_TEST_SEED", str(random.SystemRandom().getrandbits(31)))
 
 
 @pytest.fixture(autouse=True)
@@ -50,4 +62,5 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pytest_report_header() -> str:
-    return f"kernel {os.uname().release}, {os.cpu_count()} CPUs, user {os.geteuid()}"
+    seed = os.environ.get("FASTDUMP_TEST_SEED", "as in each file")
+    return f"kernel {os.uname().release}, {os.cpu_count()} CPUs, user {os.geteuid()}, seed {seed}"

@@ -280,7 +280,7 @@ def _page_of(kind: str, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("pages", [1, 4097, MOST_CELLS + 1, 3 * MOST_CELLS + 7])
 def test_cells_hold_every_page_in_order(pages: int) -> None:
-    seed = int(os.environ.get("FASTDUMP_TEST_SEED") or random.randrange(1 << 32))
+    seed = int(os.environ.get("FASTDUMP_TEST_SEED", "20241128"))
     print(f"FASTDUMP_TEST_SEED={seed}")
     rng = random.Random(seed)
     samples = {kind: _page_of(kind, rng) for kind in PAGE_CLASSES}
