@@ -26,6 +26,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("FASTDUMP_TEST_SEED", str(random.SystemRandom().getrandbits(31)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup``, one worker has all of a file, whose fixtures are shared.
+
+    And one has all that need many mappings, or one would lower the limit while another maps.
+    """
+    for item in items:
+        group = item.path.name
+        if "many_maps" in getattr(item, "fixturenames", ()):
+            group = "many_maps"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")

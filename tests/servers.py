@@ -110,6 +110,14 @@ def wire(port: int) -> Iterator[Wire]:
 
 
 @contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens, nor can meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+@contextlib.contextmanager
 def s3_server() -> Iterator[int]:
     """An S3-compatible server: its port. Its buckets are the process's, and last."""
     from moto.server import ThreadedMotoServer

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from servers import http_server, wire
+from servers import closed_port, http_server, wire
 from test_errors import Outcome, run
 from test_real import child, program
 from test_report import Page
@@ -250,9 +250,9 @@ def test_what_a_server_sends_is_not_believed(
 
 
 def test_without_a_server_or_the_tool_the_page_goes_on(running: int, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    fails(running, environment(tmp_path, url), "Connection refused")
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        fails(running, environment(tmp_path, url), "Connection refused")
     fails(running, environment(tmp_path, ""), "DEBUGINFOD_URLS names no server")
     env = {**environment(tmp_path, url), "PATH": ""}
     fails(running, env, "debuginfod-find (elfutils) is not installed")

@@ -66,11 +66,16 @@ def target() -> Iterator[targets.Target]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No process of ours and no mount outlives a test."""
-    before = _children(), _mounts()
+    folder = tmp_path_factory.getbasetemp()
+    before = _children(), _mounts(folder)
     yield
-    assert (_children(), _mounts()) == before
+    after = _children(), _mounts(folder)
+    for pid in after[0] - before[0]:  # of a test that failed: it may be stopped
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert after == before
 
 
 def _children() -> set[int]:
@@ -83,8 +88,10 @@ def _children() -> set[int]:
     return found
 
 
-def _mounts() -> str:
-    return Path("/proc/self/mounts").read_text()
+def _mounts(folder: Path) -> list[str]:
+    """Those below *folder*: other tests mount, too."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [line for line in lines if line.split()[1].startswith(f"{folder}/")]
 
 
 # Running fastdump, and moments
