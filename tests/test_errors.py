@@ -30,6 +30,7 @@ import targets
 from fastdump import process
 from fastdump.errors import OutputFailed
 from fastdump.output import PartFile, PartFolder
+from test_real import ending
 
 NOBODY = 65534
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS = 4, 8
@@ -766,9 +767,7 @@ def _on_a_terminal(*args: object) -> str:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "400"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-m", "fastdump", *map(str, args)]
-    with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=environment
-    ) as running:
+    with ending(*command, stdin=slave, stdout=slave, stderr=slave, env=environment) as running:
         os.close(slave)
         output = b""
         with open(master, "rb", buffering=0) as terminal, contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -98,6 +98,19 @@ def child(*command: str | Path, ready: bytes) -> Iterator[subprocess.Popen[bytes
             assert process.stdout
             assert any(ready in line for line in process.stdout), "it ended too early"
             yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def ending(*command: str | Path, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that ends by itself, or the test has failed, and it is killed; its pipes are
+    closed first."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+            with process:
+                pass
         finally:
             process.kill()
 

@@ -36,6 +36,7 @@ from fastdump.selection import Preset
 from fastdump.snapshot import LATE, Snapshot, _Guardian
 from fastdump.sources import open_source
 from fastdump.survey import Survey
+from test_real import ending
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20240501"))
 SAMPLE, LONG = 5, 200
@@ -681,7 +682,7 @@ def test_a_freeze_of_a_slow_reader_ends(tmp_path: Path) -> None:
     with targets.start("awkward", tmp_path) as target:
         command = [sys.executable, "-m", "fastdump", "strings", str(target.pid), "--all"]
         command += ["--pause", "freeze", "--max-pause", "50ms"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with ending(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout
             process.stdout.read(1)  # and now nothing, until the target runs
             while "t" in states(target.pid):

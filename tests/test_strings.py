@@ -32,7 +32,7 @@ from fastdump.hexdump import Hexdump
 from fastdump.place import Stream
 from fastdump.process import LiveProcess
 from test_native import own_mapping, unmapped
-from test_real import program
+from test_real import ending, program
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241101"))
 FASTDUMP = (sys.executable, "-m", "fastdump")
@@ -507,10 +507,8 @@ def test_a_pipe(tmp_path: Path, rng: random.Random, encoding: str) -> None:
 def test_a_pipe_that_brings_some_bytes_at_a_time(rng: random.Random, tmp_path: Path) -> None:
     data = tokens(rng, 3000)
     (tmp_path / "data").write_bytes(data)
-    process = subprocess.Popen(
-        [*FASTDUMP, "strings", "-t", "x", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with process:
+    command = (*FASTDUMP, "strings", "-t", "x", "-")
+    with ending(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
         at = 0
@@ -616,10 +614,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "form", [(), ("-t", "x"), ("--json",), ("--match", "number"), ("--context", "1")]
 )
 def test_a_reader_that_goes_away(large: Path, form: tuple[str, ...]) -> None:
-    process = subprocess.Popen(
-        [*FASTDUMP, "strings", *form, large], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    with process:
+    command = (*FASTDUMP, "strings", *form, large)
+    with ending(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert b"line number 0" in process.stdout.readline()
         process.stdout.close()

@@ -26,7 +26,7 @@ import test_faults
 from fastdump._strings import kernels
 from test_faults import Moment, at, cases, has_ended, reach
 from test_formats import Dump, run_well
-from test_real import PROCESSES, child, growing, program, stop
+from test_real import PROCESSES, child, ending, growing, program, stop
 from test_strings import (
     CODECS,
     ENCODINGS,
@@ -65,7 +65,7 @@ def theirs(dump: Dump, length: int = 4, encoding: str = "s") -> Iterator[bytes]:
     options = ("-n", str(length), "-e", encoding)
     command = [program("strings"), "-a", "-f", "-t", "d", *options, *start_of]
     width = len("x".encode(CODECS[encoding]))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=dump.path) as process:
+    with ending(*command, stdout=subprocess.PIPE, cwd=dump.path) as process:
         assert process.stdout
         for line in process.stdout:
             name, _, rest = line.partition(b": ")
@@ -87,15 +87,12 @@ def compare(
     """How many lines there are; both are read side by side, however many they are."""
     command = [*FASTDUMP, "strings", str(pid), "-t", "x", "-n", str(length), "-e", encoding]
     count = 0
-    with subprocess.Popen(
-        [*command, *selection], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with ending(*command, *selection, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         pairs = itertools.zip_longest(process.stdout, theirs(dump, length, encoding))
         for mine, gnus in pairs:
             if mine != gnus:
-                process.kill()
                 where = f"line {count} of -n {length} -e {encoding}"
                 pytest.fail(f"{where} is {mine!r}, and of GNU strings {gnus!r}")
             count += 1

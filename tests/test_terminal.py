@@ -24,6 +24,8 @@ from fastdump.cli import _COMMANDS
 from hostile import SEQUENCE, hostile
 
 FASTDUMP = [sys.executable, "-m", "fastdump"]
+# Threads wait for it: pytest's own limit would not end them.
+LIMITED = ["timeout", "--foreground", "100", *FASTDUMP]
 # PID, DUMP (of it), PAGE (of `why`, of less), and OUT, a new file.
 RUNS = {
     "maps": ["PID"],
@@ -105,13 +107,13 @@ def _show(args: list[str], screen: Screen) -> tuple[int, bytes]:
     unset = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
     env = {k: v for k, v in os.environ.items() if k not in unset} | screen.environment
     if screen.columns is None:
-        result = subprocess.run([*FASTDUMP, *args], env=env, capture_output=True)
+        result = subprocess.run([*LIMITED, *args], env=env, capture_output=True)
         return result.returncode, result.stdout + result.stderr
     ours, its = pty.openpty()
     lines = 24 if screen.columns else 0
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", lines, screen.columns, 0, 0))
     with subprocess.Popen(
-        [*FASTDUMP, *args], env=env, stdin=its, stdout=its, stderr=its
+        [*LIMITED, *args], env=env, stdin=its, stdout=its, stderr=its
     ) as process:
         os.close(its)
         parts = []
