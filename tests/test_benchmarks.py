@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,15 @@ def main(
     monkeypatch.setattr(run, "ROWS", {name: Need(row)})
     monkeypatch.setattr(run, "RESERVE", 0)
     monkeypatch.setattr(run.heap_image, "make_image", lambda path: path)
+    monkeypatch.setattr(run, "busy_cpus", lambda: 0.25)  # it takes seconds
     monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
     monkeypatch.setattr(run.signal, "signal", lambda *_: None)
     status = run.main()
     return status, json.loads(output.read_text())
+
+
+def test_cpus_are_busy_or_not() -> None:
+    assert 0 <= run.busy_cpus(seconds=0.1) <= (os.cpu_count() or 1)
 
 
 def test_a_wrong_output_fails_loudly(

@@ -19,7 +19,7 @@ pytest.importorskip("atheris", reason="atheris has no wheel for this Python")
 FUZZ = Path(__file__).parent / "fuzz"
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241128"))
 # So many that each takes some seconds.
-RUNS = {"elf": 3000, "frames": 3000, "manifest": 3000, "raw": 1000}
+RUNS = {"elf": 1000, "frames": 3000, "manifest": 3000, "raw": 1000}
 
 
 def corpus(found: Seeds, target: str) -> list[bytes]:
@@ -41,12 +41,15 @@ def corpus(found: Seeds, target: str) -> list[bytes]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("target", sorted(RUNS))
-def test_fuzz_target(seeds: Seeds, tmp_path: Path, target: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [*RUNS.items(), pytest.param("elf", 3000, marks=pytest.mark.long)],
+)
+def test_fuzz_target(seeds: Seeds, tmp_path: Path, target: str, runs: int) -> None:  # noqa: F811
     for number, content in enumerate(corpus(seeds, target)):
         (tmp_path / str(number)).write_bytes(content)
     # libFuzzer asks for the peak of getrusage(2), which exec keeps: here that of pytest, with a GB.
-    options = [f"-runs={RUNS[target]}", f"-seed={SEED}", "-timeout=30", "-rss_limit_mb=0"]
+    options = [f"-runs={runs}", f"-seed={SEED}", "-timeout=30", "-rss_limit_mb=0"]
     result = subprocess.run(
         [sys.executable, FUZZ / f"fuzz_{target}.py", *options, "-max_len=65536", tmp_path],
         capture_output=True,

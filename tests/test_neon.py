@@ -28,7 +28,7 @@ BUILDS = {
     "O3": ("-O3",),
     "undefined": ("-O2", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
 }
-SAMPLE, LONG = 5_000, 100_000
+SAMPLE, LONG = 1_500, 100_000
 
 
 @pytest.fixture(scope="module", params=list(BUILDS))

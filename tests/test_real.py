@@ -217,7 +217,7 @@ def test_raw_is_what_dd_gives_and_the_target_does_not_grow(name: str, tmp_path: 
                 named = [found.path / file["name"] for file in region["files"]]
                 files.setdefault(region["start"], []).extend(named)
 
-        userfaults = {r["start"] for r in dumps[0].regions if _in_userfaultfd(pid, r["start"])}
+        userfaults = _in_userfaultfd(pid)
         regions = regions_of(pid)
         different = [
             f"{file.parent.name}/{file.name}: {region}"
@@ -251,13 +251,13 @@ def _contents(found: Dump) -> Iterator[bytes]:
                 yield content
 
 
-def _in_userfaultfd(pid: int, start: int) -> bool:
-    """Whether VmFlags of smaps say that missing pages are handled in user space."""
-    at = 0
+def _in_userfaultfd(pid: int) -> set[int]:
+    """The starts of regions of which VmFlags of smaps say that faults are handled in user space."""
+    at, found = 0, set()
     for line in os.fsdecode(Path(f"/proc/{pid}/smaps").read_bytes()).split("\n"):
         head = line.split(" ", 1)[0]
         if "-" in head and not head.endswith(":"):
             at = int(head.partition("-")[0], 16)
-        elif at == start and head == "VmFlags:":
-            return bool({"um", "uw", "ui"} & set(line.split()))
-    return False
+        elif head == "VmFlags:" and {"um", "uw", "ui"} & set(line.split()):
+            found.add(at)
+    return found

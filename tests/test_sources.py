@@ -388,11 +388,12 @@ def _random_ranges(source: Source, generator: random.Random) -> list[tuple[int, 
     return found
 
 
-def test_any_ranges_give_what_the_whole_walk_gives(known: Known) -> None:
+@pytest.mark.parametrize("rounds", [60, pytest.param(150, marks=pytest.mark.long)])
+def test_any_ranges_give_what_the_whole_walk_gives(known: Known, rounds: int) -> None:
     print("FASTDUMP_TEST_SEED:", SEED)
     generator = random.Random(SEED)
     whole = Image(walked(known.source, known.ranges()))
-    for _ in range(150):
+    for _ in range(rounds):
         ranges = _random_ranges(known.source, generator)
         for found in walked(known.source, ranges):
             assert found == whole.of(found.start, found.end), [hex(at) for at in ranges[0]]
@@ -408,11 +409,12 @@ def test_what_no_region_has_is_not_mapped(known: Known) -> None:
     assert list(known.source.walk([])) == []
 
 
-def test_read_into_reads_up_to_a_gap_and_fails_at_it(known: Known) -> None:
+@pytest.mark.parametrize("rounds", [80, pytest.param(200, marks=pytest.mark.long)])
+def test_read_into_reads_up_to_a_gap_and_fails_at_it(known: Known, rounds: int) -> None:
     whole = Image(walked(known.source, known.ranges()))
     print("FASTDUMP_TEST_SEED:", SEED)
     generator = random.Random(SEED)
-    for _ in range(200):
+    for _ in range(rounds):
         for start, end in _random_ranges(known.source, generator):
             if start == end:
                 continue
@@ -640,10 +642,11 @@ def test_segments_of_any_alignment_and_length(wide: bool, order: str, tmp_path: 
     path = tmp_path / "odd.core"
     path.write_bytes(elf_core(segments, wide=wide, order=order))
     packed = tmp_path / "odd.core.lz4"
+    core = path.read_bytes()
     packed.write_bytes(
         b"".join(
-            lz4.frame.compress(path.read_bytes()[i : i + 99_991], content_checksum=True)
-            for i in range(0, path.stat().st_size, 99_991)
+            lz4.frame.compress(core[i : i + 99_991], content_checksum=True)
+            for i in range(0, len(core), 99_991)
         )
     )
     expected = strings_in(areas)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -883,11 +884,15 @@ PATTERNS = [
 ]
 
 
+gnu_of_words = functools.cache(gnu)  # that file stays as it is
+
+
 def _filtered(path: Path, form: Sequence[str], keep: Any) -> bytes:
     """The lines whose texts *keep* wants, in plain Python."""
     separator = form[form.index("-s") + 1].encode() if "-s" in form else b"\n"
-    lines = gnu(*form, path).split(separator)[:-1]
-    texts = gnu(*(("-s", separator.decode()) if "-s" in form else ()), path).split(separator)[:-1]
+    lines = gnu_of_words(*form, path).split(separator)[:-1]
+    only_text = ("-s", separator.decode()) if "-s" in form else ()
+    texts = gnu_of_words(*only_text, path).split(separator)[:-1]
     kept = [line + separator for line, t in zip(lines, texts, strict=True) if keep(t)]
     assert kept
     return b"".join(kept)
@@ -927,7 +932,7 @@ def test_a_word_boundary_is_the_end_of_a_string(words: Path, separator: str) -> 
     """Whatever is printed behind it."""
     for pattern in (r"\bfoo", r"foo\b", r"\bx\b"):
         regex = re.compile(pattern.encode())
-        texts = gnu(words).split(b"\n")[:-1]
+        texts = gnu_of_words(words).split(b"\n")[:-1]
         expected = b"".join(t + separator.encode() for t in texts if regex.search(t))
         same(lines_of("-s", separator, "--match", pattern, words), expected)
 
@@ -966,7 +971,7 @@ def test_count(mixed: Path, words: Path) -> None:
         for options in ((), ("-n", "2"), ("-e", "l"), ("-n", "1", "-e", "b"), ("-U", "hex")):
             lines = lines_of(*options, path).count(b"\n")
             assert lines_of("-c", *options, path) == b"%d\n" % lines
-    both = gnu(mixed).count(b"\n") + gnu(words).count(b"\n")
+    both = gnu(mixed).count(b"\n") + gnu_of_words(words).count(b"\n")
     assert lines_of("--count", mixed, words) == b"%d\n" % both
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -69,12 +70,11 @@ def test_windows_hold_all_ranges() -> None:
         assert all(a.end < b.start for a, b in itertools.pairwise(windows))
 
 
-@each_kernel
-def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
-    """Hits and owners of random heaps, entered in random parts that end at a guard page."""
-    print(f"FASTDUMP_TEST_SEED={SEED}")
-    guarded = Guarded(1 << 15)
+@functools.cache
+def random_heaps() -> list[Any]:
+    """Of each: its address, bytes, chunks and modules, and what a plain loop finds."""
     rng = random.Random(SEED)
+    found = []
     for _ in range(60):
         start, data, chunks = random_segment(rng)
         memory = bytearray(data)
@@ -88,8 +88,18 @@ def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
                 words[at] = rng.choice(ranges).start + 8 * rng.randrange(0x900)
         words.release()
         data = bytes(memory)
+        found.append((start, data, chunks, ranges, *plain_words(start, data, chunks, ranges)))
+    return found
+
+
+@each_kernel
+def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
+    """Hits and owners of random heaps, entered in random parts that end at a guard page."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    guarded = Guarded(1 << 15)
+    rng = random.Random(SEED)
+    for start, data, chunks, ranges, expected, owners in random_heaps():
         segment = walked(rng, start, data)
-        expected, owners = plain_words(start, data, chunks, ranges)
         found = Words(ranges, Heap([segment]), reader(start, data), kernel)
         at = 0
         while at < len(data):
