@@ -53,16 +53,16 @@ HELD = 50_000 * 400
 @pytest.mark.parametrize(
     ("library", "name"),
     [
-        ("libjemalloc.so.2", "jemalloc"),
-        ("libtcmalloc_minimal.so.4", "tcmalloc"),
-        ("libmimalloc.so.2", "mimalloc"),
+        ("libjemalloc.so", "jemalloc"),
+        ("libtcmalloc_minimal.so", "tcmalloc"),
+        ("libmimalloc.so", "mimalloc"),
     ],
 )
 def test_allocators_that_are_loaded(library: str, name: str, tmp_path: Path) -> None:
     known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True).stdout
-    path = next((line.split()[-1] for line in known.splitlines() if f"{library} " in line), "")
+    path = next((line.split()[-1] for line in known.splitlines() if library in line), "")
     if not path:
-        pytest.skip(f"{library} is not installed")
+        program(library)  # skips, or fails
     check(compiled("gcc", tmp_path), name, {"LD_PRELOAD": path})
 
 
