@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "many_maps" in getattr(item, "fixturenames", ()):
             group = "many_maps"
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def program(name: str) -> str:
+    """The path of a program that CI must have."""
+    path = shutil.which(name)
+    if path:
+        return path
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{name} is not installed")
+    pytest.skip(f"{name} is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -62,8 +62,12 @@ def test_memory_is_bounded_while_one_item_is_slow() -> None:
             assert not release.is_set()
         return item
 
+    def emit(item: int) -> None:
+        assert max(taken) < item + 8
+        got.append(item)
+
     got: list[int] = []
-    Crew(items(), [None, None], work, got.append).run()
+    Crew(items(), [None, None], work, emit).run()
     assert got == list(range(1000))
 
 

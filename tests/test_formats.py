@@ -15,7 +15,6 @@ import mmap
 import os
 import random
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 import targets
+from conftest import program
 from fastdump._native import Copier, Gap, address_of
 from fastdump.dump import FORMATS, dump, open_writer
 from fastdump.dumped import Dumped
@@ -513,19 +513,16 @@ def test_readelf_has_nothing_to_complain_of(
     assert ".note.fastdump" in output
 
 
-needs_elfutils = pytest.mark.skipif(not shutil.which("eu-readelf"), reason="no eu-readelf")
-
-
-@needs_elfutils
 def test_eu_readelf_has_nothing_to_complain_of(target: targets.Target, dump_of: Any) -> None:
-    complaints, output = _stderr_and_output("eu-readelf", "-a", dump_of(target, "core").path)
+    eu_readelf = program("eu-readelf")
+    complaints, output = _stderr_and_output(eu_readelf, "-a", dump_of(target, "core").path)
     assert complaints == ""
     assert "CORE (Core file)" in output
 
 
-@needs_elfutils
 def test_eu_readelf_finds_the_notes_of_the_process(target: targets.Target, dump_of: Any) -> None:
-    _, output = _stderr_and_output("eu-readelf", "-n", dump_of(target, "core").path)
+    eu_readelf = program("eu-readelf")
+    _, output = _stderr_and_output(eu_readelf, "-n", dump_of(target, "core").path)
     assert f"pid: {target.pid}" in output  # of NT_PRPSINFO
     assert "PRSTATUS" not in output  # not the manifest under a wrong name
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import targets
+from conftest import program
 from fastdump.labels import Kind
 from fastdump.region import Region
 from test_formats import PAGE_SIZE, Dump, regions_of, run_well
@@ -67,16 +67,6 @@ class Running(NamedTuple):
 
     pid: int
     known: bytes
-
-
-def program(name: str) -> str:
-    """The path of a program that CI must have."""
-    path = shutil.which(name)
-    if path:
-        return path
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed")
-    pytest.skip(f"{name} is not installed")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

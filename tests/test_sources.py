@@ -31,6 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import targets
+from conftest import program
 from fastdump._native import AGAIN, OURS, PLAIN, ZEROS_BEFORE, ZEROS_BEHIND, Gap, Slice
 from fastdump.core_source import ElfCore
 from fastdump.dumped import Dumped, _extents, uncovered
@@ -298,8 +299,8 @@ class Known:
 def known(request: pytest.FixtureRequest) -> Iterator[Known]:
     kind = request.param
     world = request.getfixturevalue("crash" if kind == "kernel" else "world")
-    if kind not in world.names:
-        pytest.skip("gdb is not installed")
+    if kind == "gcore":
+        program("gdb")
     with open_source(world.names[kind]) as source:
         yield Known(kind, source, world)
 
@@ -535,8 +536,7 @@ CORES = ("core", "core by default", "gcore", "kernel")
 def core(known: Known) -> ElfCore:
     if known.kind not in CORES:
         pytest.skip("no core")
-    if not shutil.which("gdb"):
-        pytest.skip("gdb is not installed")
+    program("gdb")
     assert isinstance(known.source, ElfCore)
     return known.source
 
