@@ -196,9 +196,7 @@ def io_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str,
 
 
 @pytest.fixture
-def io(
-    io_of: Callable[[int], dict[str, dict[str, int]]], length: int
-) -> dict[str, dict[str, int]]:
+def io(io_of: Callable[[int], dict[str, dict[str, int]]], length: int) -> dict[str, dict[str, int]]:
     """What an undisturbed dump of the target reads and writes, for each format."""
     return io_of(length)
 

@@ -426,9 +426,7 @@ def test_an_empty_file(memory: str) -> None:
     assert call("info", f"{memory}/empty")[0] == UsageError.exit_code
 
 
-def test_credentials(
-    bucket: Bucket, s3_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials(bucket: Bucket, s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong ones and none, with a server that checks them."""
     bucket.fs.pipe_file(f"{bucket.name}/app", b"text of the object")
 

@@ -16,7 +16,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ import pytest
 import targets
 import test_faults
 from fastdump._strings import kernels
-from test_faults import Moment, at, cases, has_ended, reach
+from test_faults import Moment, at, cases, has_ended, hit, outcomes, reach
 from test_formats import Dump, run_well
 from test_real import PROCESSES, child, ending, growing, program, stop
 from test_strings import (
@@ -41,7 +41,7 @@ from test_strings import (
     same,
 )
 
-__all__ = ["rng"]
+__all__ = ["hit", "outcomes", "rng"]
 
 MANY = [(n, e) for n in (1, 2, 4, 8, 100) for e in ENCODINGS]
 SELECTIONS: list[tuple[str, ...]] = [
@@ -313,7 +313,11 @@ def test_the_target_ends_while_the_reader_waits(
 
 @cases
 def test_the_target_is_killed_at_any_moment(
-    tmp_path: Path, rng: random.Random, target: targets.Target, case: int
+    tmp_path: Path,
+    rng: random.Random,
+    target: targets.Target,
+    hit: Callable[[bool], None],
+    case: int,
 ) -> None:
     form = rng.choice([*FORMS, ("--top", "5"), ("--count",), ("-e", "s,l", "-n", "2")])
     quiet = "--top" in form or "--count" in form
@@ -326,6 +330,7 @@ def test_the_target_is_killed_at_any_moment(
     target.kill()
     error = test_faults.finish(process)
     assert process.returncode in (0, 4), error
+    hit(process.returncode != 0)
     if process.returncode == 4:
         assert f"process {target.pid}" in error
 

@@ -112,9 +112,7 @@ def _show(args: list[str], screen: Screen) -> tuple[int, bytes]:
     ours, its = pty.openpty()
     lines = 24 if screen.columns else 0
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("4H", lines, screen.columns, 0, 0))
-    with subprocess.Popen(
-        [*LIMITED, *args], env=env, stdin=its, stdout=its, stderr=its
-    ) as process:
+    with subprocess.Popen([*LIMITED, *args], env=env, stdin=its, stdout=its, stderr=its) as process:
         os.close(its)
         parts = []
         try:
