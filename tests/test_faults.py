@@ -467,7 +467,7 @@ def test_the_target_takes_with_it_what_a_fork_does_not_copy(
     """The copy is dumped to its end; what is lost is a gap, and nothing of it is zeros."""
     format = rng.choice(FORMATS)
     moment = random_moment(rng, io[format], early=False)
-    with targets.start("exiter", LENGTH, "dontfork") as target:
+    with targets.start("exiter", SHORT_LENGTH, "dontfork") as target:
         truth = target.truth
         process = start(
             "dump", target.pid, "-f", format, "--pause", "fork!", "-o", tmp_path / "out"
@@ -486,7 +486,7 @@ def test_the_target_takes_with_it_what_a_fork_does_not_copy(
     assert process.returncode in (0, 3), error
     check_form(tmp_path / "out", format)
     read = check_bytes(tmp_path / "out", format, truth, complete=True)
-    assert (read == LENGTH) == (process.returncode == 0)
+    assert (read == SHORT_LENGTH) == (process.returncode == 0)
     gaps = {gap["reason"] for gap in manifest_of(tmp_path / "out", format)["gaps"]}
     assert ("target gone" in gaps) == (process.returncode == 3)
 
