@@ -244,6 +244,7 @@ static int64_t pieces_step(struct pieces *pieces, const struct fastdump_target *
  */
 static int64_t pieces_next(struct pieces *pieces, const struct fastdump_target *target,
                            struct piece *piece_ret) {
+    *piece_ret = (struct piece){.gap = 0}; /* gcc 12 cannot see that it is always set */
     int64_t got = pieces_step(pieces, target, piece_ret);
     if (got != 0 && pieces->slice->flags & FASTDUMP_ORIGIN && !fastdump_alive(target)) {
         uint64_t start = got > 0 ? piece_ret->start : pieces->walk.position;
@@ -438,7 +439,7 @@ static int64_t read_file(struct copy *copy, const struct fastdump_slice *slice, 
         int32_t error = got < 0 ? errno : 0;
         if (got == 0 && slice->flags & FASTDUMP_PLAIN)
             error = ENODATA; /* it has become shorter */
-        if (error) { /* one page, unless nothing follows */
+        if (error) {         /* one page, unless nothing follows */
             uint64_t page = copy->target->page_size, missing = page - address % page;
             if (error == ENODATA || missing > length)
                 missing = length;

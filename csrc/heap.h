@@ -85,8 +85,7 @@ static inline struct fastdump_segment *fastdump_segment_of(struct fastdump_place
 
 /* As fastdump_chunk_of; a large chunk, whose beginning is far to seek, is remembered. */
 static inline uint64_t fastdump_chunk_in(struct fastdump_place *place,
-                                         const struct fastdump_segment *segment,
-                                         uint64_t address) {
+                                         const struct fastdump_segment *segment, uint64_t address) {
     if (address >= place->chunk && address < place->end)
         return place->chunk;
     uint64_t chunk = fastdump_chunk_of(segment, address);
