@@ -8,7 +8,6 @@ checksums.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import random
@@ -55,12 +54,6 @@ Seeds = dict[str, Path]
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
     """A small dump of each format, of one stopped process."""
-    return seeds_of(tmp_path_factory)
-
-
-@functools.cache
-def seeds_of(tmp_path_factory: pytest.TempPathFactory) -> Seeds:
-    """Once in a session: ``test_fuzz.py`` begins with them, too."""
     folder = tmp_path_factory.mktemp("seeds")
     found: Seeds = {}
     with targets.start("threads", 2) as target:

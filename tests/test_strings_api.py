@@ -135,7 +135,8 @@ def test_page_tables_looked_at_before_or_on_the_way(
         monkeypatch.setattr(Survey, "is_dense", dense)
         for encoding in "slB":
             lines: list[bytes] = []
-            scanners = [Scanner(Query(encodings=(encoding,)), Form(16)) for _ in range(2)]
+            query = Query(4 if encoding == "s" else 1, (encoding,))  # no long ones are wide
+            scanners = [Scanner(query, Form(16)) for _ in range(2)]
             with attach(stopped.pid) as source, closing(source.place(with_libraries=True)) as place:
                 report = search(
                     place, scanners, lambda found, to=lines: to.append(bytes(found.lines))

@@ -28,6 +28,7 @@ other          whatever they are       whatever they are
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import json
 import os
@@ -56,10 +57,17 @@ def build(name: str) -> Path:
     plus = (HERE / f"{name}.cpp").exists()
     source = HERE / (f"{name}.cpp" if plus else f"{name}.c")
     output = BUILD / (f"{name}.so" if name in SHARED else name)
-    newest = max(path.stat().st_mtime_ns for path in (source, HERE / "target.h"))
-    if output.exists() and output.stat().st_mtime_ns >= newest:
-        return output
     BUILD.mkdir(exist_ok=True)
+    with (BUILD / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or one that runs by now is replaced: "(deleted)"
+        newest = max(path.stat().st_mtime_ns for path in (source, HERE / "target.h"))
+        if not output.exists() or output.stat().st_mtime_ns < newest:
+            _compile(name, source, output)
+    return output
+
+
+def _compile(name: str, source: Path, output: Path) -> None:
+    plus = source.suffix == ".cpp"
     kind = ("-shared", "-fPIC") if name in SHARED else ()
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         fresh = Path(folder) / output.name
@@ -68,7 +76,6 @@ def build(name: str) -> Path:
         flags += ["-s"] if name in STRIPPED else []
         subprocess.run([*compiler.split(), *flags, source, "-o", fresh, "-ldl"], check=True)
         fresh.replace(output)
-    return output
 
 
 @functools.cache
