@@ -353,21 +353,32 @@ static int64_t seize_new(struct fastdump_guard *guard, int tasks) {
     return count < 0 ? -errno : found;
 }
 
+/* Whether the command does not want anything any more, or is dead. */
+static bool is_left_alone(void) {
+    struct pollfd events[] = {{SOCKET, POLLIN, 0}, {COMMAND, POLLIN, 0}};
+    return poll(events, 2, 0) > 0;
+}
+
 /* Wait for those that are not stopped yet; those that cannot stop are left where they are. */
 static int64_t settle_all(struct fastdump_guard *guard) {
-    uint64_t begun = now();
+    uint64_t begun = now(), patience = STOP_PATIENCE;
+    if (guard->max_pause_ns && guard->max_pause_ns < patience)
+        patience = guard->max_pause_ns;
     for (uint64_t i = 0; i < guard->threads_used;) {
         struct fastdump_thread *thread = &guard->threads[i];
         int64_t got = thread->stopped ? 1 : settle(thread->tid, now() + 5 * MILLISECOND);
-        if (got < 0) {
+        char state = got == 0 ? state_of(thread->tid) : 'T';
+        if (got < 0 || state == 'Z' || state == 'X') { /* a leader may exit before the others */
             *thread = guard->threads[--guard->threads_used];
             continue;
         }
         if (got == 0) {
             uint64_t waited = now() - begun;
-            if (state_of(thread->tid) == 'D' ? waited < KERNEL_PATIENCE : waited < STOP_PATIENCE)
+            if (is_left_alone())
+                return -ECANCELED;
+            if (waited < (state == 'D' ? KERNEL_PATIENCE : patience))
                 continue;
-            if (state_of(thread->tid) != 'D')
+            if (state != 'D')
                 return -ETIMEDOUT;
         }
         thread->stopped = got == 1;
@@ -671,6 +682,11 @@ static bool reap_with(struct fastdump_guard *guard, int32_t tid, int64_t inner_p
     return reaped;
 }
 
+/* Whether the address space is one of the dead: of a target that has exited, or called exec. */
+static bool is_gone(void) { /* see fastdump_alive() */
+    return pread(MEM, &(char){0}, 1, (off_t)0x7ffffffffffff000) == 0;
+}
+
 /* Kill the copy, and let its parent reap it: the target, unless that has exited. */
 static void remove_copy(struct fastdump_guard *guard, int64_t inner_pid) {
     int64_t status;
@@ -699,6 +715,8 @@ static void remove_copy(struct fastdump_guard *guard, int64_t inner_pid) {
             }
         }
         close(tasks);
+        if (is_gone() && state_of(guard->pid) != 'Z')
+            break; /* another program, which knows nothing of it, and has no call of ours */
         sleep_until(now() + 10 * MILLISECOND);
     } while (now() < deadline && state_of(guard->child) == 'Z');
     guard->zombie = state_of(guard->child) == 'Z';
@@ -734,8 +752,8 @@ _Noreturn static void guardian(struct fastdump_guard *guard, int32_t socket) {
     int64_t error = stop_all(guard);
     if (!error)
         error = save_registers(guard);
-    if (!error && pread(MEM, &(char){0}, 1, (off_t)0x7ffffffffffff000) == 0)
-        error = -ESRCH; /* another program has this pid now, see fastdump_alive() */
+    if (!error && is_gone())
+        error = -ESRCH; /* another program has this pid now */
     guard->stop_ns = guard->started ? now() - guard->started : 0;
     if (error) {
         guard->step = FASTDUMP_STEP_STOP;

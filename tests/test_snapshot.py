@@ -382,6 +382,21 @@ with LiveProcess(int(sys.argv[1])) as process, Snapshot(process, "fork") as snap
 """
 
 
+def test_a_target_that_calls_exec_is_left_alone() -> None:
+    """The new program knows nothing of the copy, and is not asked to wait for it."""
+    with (
+        targets.start("exiter", "1M") as target,
+        LiveProcess(target.pid) as process,
+        Snapshot(process, "fork!") as snapshot,
+    ):
+        target.send(b"e")
+        target.read_truth()
+        snapshot.release()
+        assert "a dead copy is left" in snapshot.pause.why
+        assert status(target.pid, "TracerPid") == "0"
+        assert "t" not in states(target.pid)
+
+
 FROZEN = """
 set -e
 mount -t cgroup2 none "$1"
