@@ -115,3 +115,11 @@ def test_a_symbol_is_found_by_its_whole_name(tmp_path: Path) -> None:
         False,
         True,
     ]
+
+
+def test_an_interpreter_whose_objects_are_not_counted() -> None:
+    script = 'my @kept = map { { name => "row $_" } } 1 .. 20000; $| = 1; print "ready\n"; <STDIN>;'
+    with child(program("perl"), "-e", script, ready=b"ready") as process:
+        page = told(process.pid, strings=False)
+    assert page.problems == ["Perl is in use: its objects are not counted"]
+    assert page.types == []

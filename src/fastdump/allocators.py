@@ -1,6 +1,8 @@
-"""Allocators that are not walked: which ones a process has, by its files, their symbols, and Go."""
+"""What is not walked or counted: allocators, by files, their symbols, and Go; interpreters."""
 
 from __future__ import annotations
+
+import re
 
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
@@ -27,6 +29,9 @@ _SYMBOLS = {
     "__simple_malloc": "musl's malloc",
     "_ZN2v87Isolate10GetCurrentEv": "V8",
 }
+# By the name of a file that is mapped: the program itself, or a library that another one has.
+_INTERPRETER = re.compile(r"/(?:lib)?(pypy|ruby|perl|php|lua)[^/]*$")
+_INTERPRETERS = {"pypy": "PyPy", "ruby": "Ruby", "perl": "Perl", "php": "PHP", "lua": "Lua"}
 GO = "Go"
 # runtime/debug: it begins the data of a program, stripped or not, at a multiple of 16.
 _GO_MAGIC, _GO_WITHIN = b"\xff Go buildinf:", 1 << 16
@@ -48,6 +53,12 @@ def allocators(source: Source, pointers: Pointers) -> list[str]:
     if symbols:
         found += [name for symbol, name in _SYMBOLS.items() if symbols.defines(symbol)]
     return list(dict.fromkeys(found))
+
+
+def interpreters(source: Source) -> list[str]:
+    """The names of those that are mapped, CPython excepted."""
+    found = (_INTERPRETER.search(module) for module in {x.module for x in source.labels})
+    return sorted({_INTERPRETERS[each[1]] for each in found if each})
 
 
 def _has_go(source: Source, start: int) -> bool:

@@ -28,7 +28,7 @@ from fastdump._words import (
     Words,
 )
 from fastdump.addresses import short_name
-from fastdump.allocators import GO, allocators
+from fastdump.allocators import GO, allocators, interpreters
 from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
 from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
@@ -282,6 +282,9 @@ class _Inquiry:
             self._problems += self._glibc.problems
         self._problems += [
             f"{name} is in use: which of its memory is free is not known" for name in foreign
+        ]
+        self._problems += [
+            f"{name} is in use: its objects are not counted" for name in interpreters(self._source)
         ]
         self._problems += pointers.problems
         swapped = sum(gap.end - gap.start for gap in self._gaps if gap.reason == "swapped")
