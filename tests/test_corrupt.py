@@ -759,24 +759,26 @@ def test_a_process_that_cannot_be(seeds: Seeds, tmp_path: Path, key: str, value:
         open_source(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"regions": [{"start": "0x0", "end": hex(1 << 64), "files": []}]}, CorruptDump),
-        ({"host": {"machine": [1]}}, UsageError),
-    ],
-)
-def test_what_no_core_can_hold(
-    seeds: Seeds, tmp_path: Path, changes: dict[str, Any], error: type[Exception]
-) -> None:
-    folder = shutil.copytree(seeds["raw"], tmp_path / "dump")
+def changed(seeds: Seeds, folder: Path, changes: dict[str, Any]) -> Path:
+    """A raw dump whose manifest says something else, and nothing of gaps."""
+    shutil.copytree(seeds["raw"], folder)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     for region in changes.get("regions", ()):
         region.update({**manifest["regions"][0], **region})
     (folder / "manifest.json").write_text(json.dumps({**manifest, "gaps": [], **changes}))
+    return folder
+
+
+def test_a_region_up_to_the_end_of_all_addresses(seeds: Seeds, tmp_path: Path) -> None:
+    region = {"start": "0x0", "end": hex(1 << 64), "files": []}
+    refused(changed(seeds, tmp_path / "dump", {"regions": [region]}), "manifest")
+
+
+def test_a_machine_that_is_none(seeds: Seeds, tmp_path: Path) -> None:
+    folder = changed(seeds, tmp_path / "dump", {"host": {"machine": [1]}})
     with open_source(str(folder)) as source:
         assert isinstance(source, Dumped)
-        with pytest.raises(error):
+        with pytest.raises(UsageError):
             extract(source, "core", str(tmp_path / "core"))
 
 

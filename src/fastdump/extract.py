@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import os
 import platform
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -362,10 +361,7 @@ class _Job:
                     f"{source.name} is damaged: the output is not whole",
                     "write to a file with -o: what is lost becomes a gap",
                 )
-        try:
-            layout = _layout(source)
-        except struct.error:
-            raise CorruptDump(f"{source.name} has addresses that no core can hold") from None
+        layout = _layout(source)
         blocks = itertools.chain(
             _plain_blocks(layout.header, 0),
             (

@@ -218,5 +218,5 @@ def write_manifest(
         named = files.get(int(region["start"], 16), [])
         region["files"] = [entry for entry in named if folder.has(str(entry["name"]))]
     fd = folder.open(MANIFEST_NAME)
-    with os.fdopen(fd, "w", encoding="ascii") as file:
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
