@@ -52,6 +52,7 @@
 #define SECOND 1000000000ull
 #define STOP_PATIENCE (10 * SECOND)       /* for a thread that may run: the host is overloaded */
 #define KERNEL_PATIENCE (5 * MILLISECOND) /* for one that waits in the kernel, and cannot run */
+#define LATE_PATIENCE (100 * MILLISECOND) /* the same, before our exit lets it go */
 #define REAP_PATIENCE (10 * SECOND)
 #define CALL_PATIENCE (10 * MILLISECOND) /* between two looks at one that runs a call for us */
 #define NO_DEADLINE UINT64_MAX
@@ -619,7 +620,7 @@ static void copy_by_fork(struct fastdump_guard *guard, int64_t *inner_pid_ret) {
     }
 }
 
-/* Release the threads that were not stopped, as they stop. */
+/* Release the threads that were not stopped, as they stop; false if there are none left. */
 static bool release_late(struct fastdump_guard *guard) {
     bool waiting = false;
     for (uint64_t i = 0; guard->released && i < guard->threads_used; i++) {
@@ -659,6 +660,18 @@ static void attend(struct fastdump_guard *guard) {
     }
 }
 
+/* A thread was interrupted, and may stop yet. */
+static void expect_late(struct fastdump_guard *guard, int32_t tid) {
+    uint64_t i = 0;
+    while (i < guard->threads_used && guard->threads[i].tid != tid)
+        i++;
+    if (i == guard->threads_capacity)
+        return;
+    if (i == guard->threads_used)
+        guard->threads[guard->threads_used++] = (struct fastdump_thread){.tid = tid};
+    guard->threads[i].stopped = 0;
+}
+
 /* wait4(2) in one thread of the target, which is the parent of the copy. */
 static bool reap_with(struct fastdump_guard *guard, int32_t tid, int64_t inner_pid,
                       uint64_t deadline) {
@@ -678,6 +691,8 @@ static bool reap_with(struct fastdump_guard *guard, int32_t tid, int64_t inner_p
             /* ECHILD: it is no child any more, the target has waited for all with __WALL */
             reaped = call.result == inner_pid || call.result == -ECHILD;
         ptrace(PTRACE_DETACH, tid, 0, 0);
+    } else if (got == 0) {
+        expect_late(guard, tid);
     }
     return reaped;
 }
@@ -779,8 +794,14 @@ _Noreturn static void guardian(struct fastdump_guard *guard, int32_t socket) {
     release(guard);
     if (guard->child)
         remove_copy(guard, inner_pid);
-    release_late(guard);
-    /* Whoever still waits in the kernel is let go by our exit. */
+    /*
+     * Whoever still waits in the kernel is let go by our exit. If it just comes to a call that is
+     * not restarted, that ends with EINTR though no handler ran, and nobody is there to repair()
+     * it.
+     */
+    uint64_t deadline = now() + LATE_PATIENCE;
+    while (release_late(guard) && sleep_until(deadline))
+        ;
     _exit(0);
 }
 
