@@ -832,7 +832,8 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
 struct fastdump_type {
     uint64_t address; /* 0: free */
     uint64_t count;
-    uint64_t items; /* of all; of str the bytes behind the smallest one */
+    uint64_t items;   /* of all; of str the bytes behind the smallest one */
+    uint64_t example; /* where one of them is */
     uint32_t sizing;
     uint32_t reserved;
 };

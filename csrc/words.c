@@ -463,9 +463,10 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
     if (type->sizing != FASTDUMP_SIZE_FIXED && (size >= MOST_ITEMS || is_type(types, size)))
         return; /* a tuple of types looks like an object but for that */
     type->count++;
+    type->example = address + at * 8 - 8;
     types->total++;
     if (types->places_found < types->places_capacity)
-        types->places[types->places_found++] = address + at * 8 - 8;
+        types->places[types->places_found++] = type->example;
     switch (type->sizing) {
     case FASTDUMP_SIZE_VAR:
         type->items += size;

@@ -258,12 +258,12 @@ def test_objects_are_those_of_a_plain_loop(kernel: str) -> None:
         found.feed(0x1000, guarded.last(struct.pack(f"<{len(words)}Q", *words)))
         expected = plain_objects(words, types)
         assert found.counts == {address: tuple(expected[address]) for address in types}
-        assert found.total == sum(count for count, _ in expected.values())
+        assert found.total == sum(count for count, _, _ in expected.values())
 
 
 def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int]]:
-    """Objects of each type, and their items."""
-    found = {address: [0, 0] for address in types}
+    """Objects of each type, their items, and where the last of them is."""
+    found = {address: [0, 0, 0] for address in types}
     windows = windows_of(Range(address, address + 1) for address in types)
     for at, (references, address) in enumerate(itertools.pairwise(words), 1):
         if address not in types or not references & 0xFFFFFFFF or references >> 32 & 0xFFFF:
@@ -286,6 +286,7 @@ def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int
         }
         found[address][0] += 1
         found[address][1] += items[sizing]
+        found[address][2] = 0x1000 + (at - 1) * 8
     return found
 
 

@@ -415,10 +415,14 @@ class Words:
 
 
 class ObjectCount(NamedTuple):
-    """Objects of one type of CPython; ``items`` of all of them, see ``csrc/api.h``."""
+    """Objects of one type of CPython; ``items`` of all of them, see ``csrc/api.h``.
+
+    ``example`` is the address of one of them.
+    """
 
     objects: int
     items: int
+    example: int
 
 
 class TypeCounter:
@@ -466,7 +470,9 @@ class TypeCounter:
     @property
     def counts(self) -> dict[int, ObjectCount]:
         """By the address of their type."""
-        return {t.address: ObjectCount(t.count, t.items) for t in self._types if t.address}
+        return {
+            t.address: ObjectCount(t.count, t.items, t.example) for t in self._types if t.address
+        }
 
     @property
     def total(self) -> int:

@@ -68,11 +68,15 @@ class PythonType(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The objects of a type; ``bytes`` are their own, with what lies before and behind them."""
+    """The objects of a type; ``bytes`` are their own, with what lies before and behind them.
+
+    ``example`` is the address of one of them.
+    """
 
     type: PythonType
     objects: int
     bytes: int
+    example: int
 
 
 class Interpreter:
@@ -122,11 +126,11 @@ class Interpreter:
 
     def counted(self, counts: dict[int, ObjectCount]) -> list[Counted]:
         """The types with objects, those that take the most bytes first."""
-        found = [
-            Counted(self.types[address], count, self._bytes(self.types[address], count, items))
-            for address, (count, items) in counts.items()
-            if count
-        ]
+        found = []
+        for address, (count, items, example) in counts.items():
+            if count:
+                size = self._bytes(self.types[address], count, items)
+                found.append(Counted(self.types[address], count, size, example))
         return sorted(found, key=lambda c: (-c.bytes, c.type.name))
 
     def _bytes(self, python_type: PythonType, count: int, items: int) -> int:

@@ -470,9 +470,10 @@ class _Inquiry:
                 self._enter(shares, name, hits[target])
         if python and counter:
             for found in python.counted(counter.counts)[: 2 * count]:
-                address, own = found.type.address, found.type.own
-                key = "Python", found.type.name, self._modules.path_at(address) or python.module
-                share = shares.setdefault(key, TypeShare(*key, 0, 0, address, own))
+                path = self._modules.path_at(found.type.address) or python.module
+                key = "Python", found.type.name, path
+                own = found.type.own
+                share = shares.setdefault(key, TypeShare(*key, 0, 0, found.example, own))
                 share.objects += found.objects
                 share.bytes += found.bytes
         return sorted(shares.values(), key=lambda t: (-t.bytes, -t.objects, t.name))[: 2 * count]
