@@ -208,9 +208,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def run_for_peak(command: Command) -> str:
+def run_for_peak(command: Command, stdin: str = "") -> str:
     """The output of a command, and in its last line the peak memory of it and its children."""
-    return run_command((sys.executable, "-IS", "-c", PEAK, *command)).stdout.rstrip("\n")
+    return run_command((sys.executable, "-IS", "-c", PEAK, *command), stdin).stdout.rstrip("\n")
 
 
 def fastdump(

@@ -11,12 +11,26 @@ import json
 import resource
 import sys
 
-from engines import Bench, Command, Engine, Job, Sample, Target, run_command, small_subject, start
+from engines import (
+    Bench,
+    Command,
+    Engine,
+    Job,
+    Sample,
+    Target,
+    run_command,
+    run_for_peak,
+    small_subject,
+    start,
+)
 from rows import Check, Need, Result, fresh_folder, interleave, speed_ratio
 from truth import WrongOutput
 
 _LEAST = 2.0  # GB/s a core
-_LEAST_OF_CHAP = 10.0
+# Of chap, which says of itself that it takes 15 s and 2.6 GB of memory for a GB.
+_LEAST_OF_CHAP = 25.0
+_LEAST_MEMORY_OF_CHAP = 20.0
+_ASK_CHAP = "summarize used\n"
 
 
 def _resident(target: Target) -> int:
@@ -62,7 +76,7 @@ def why_row(bench: Bench) -> Result:
 
         def chap(job: Job) -> Sample:
             assert bench.chap
-            told, sample = measured((bench.chap, core), "summarize used\n")
+            told, sample = measured((bench.chap, core), _ASK_CHAP)
             if "allocations" not in told:
                 raise WrongOutput(f"chap: {told[-200:]}")
             return sample
@@ -76,15 +90,24 @@ def why_row(bench: Bench) -> Result:
         else:
             print("why: chap is not measured: --chap names its program", file=sys.stderr)
         timings = interleave(bench, "why", plan, {"full": small}, bench.tmpfs)
+        peaks = [run_for_peak((bench.fastdump, "why", str(target.pid), "--no-strings"))]
+        if bench.chap:
+            peaks.append(run_for_peak((bench.chap, core), _ASK_CHAP))
+    peak, *others = (int(output.rpartition("\n")[2]) for output in peaks)
     own = timings["fastdump why"]
     reading = speed_ratio(own, [timings["read only, 1 thread"]], "work")
     checks = [
         Check("why", "a core, start included", own.rate, "GB/s", at_least=_LEAST),
         Check("why", "against reading once, work", reading),
+        Check("why", "own peak memory, of what is resident", peak / length * 100, "%"),
     ]
     if bench.chap:
         ratio = speed_ratio(own, [timings["chap"]], "wall")
         checks.append(Check("why", "against chap, wall", ratio, at_least=_LEAST_OF_CHAP))
+        smaller = others[0] / peak
+        checks.append(
+            Check("why", "memory, against chap's", smaller, at_least=_LEAST_MEMORY_OF_CHAP)
+        )
     return Result(list(timings.values()), checks)
 
 
