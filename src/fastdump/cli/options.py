@@ -152,7 +152,7 @@ def pause_options(command: Command) -> Command:
             "--pause",
             type=click.Choice(PAUSES),
             help="none: the target is not stopped. freeze: it is stopped until all is read. fork: "
-            "it is stopped for some 10 to 15 ms a GiB, and a copy-on-write copy of it is read; "
+            "it is stopped for some 10 to 20 ms a GiB, and a copy-on-write copy of it is read; "
             "where that cannot be, freeze for 2 s at most, which is said. fork!: an error then.  "
             "[default: fork for lz4, core and leaks; else none]",
         ),
