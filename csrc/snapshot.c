@@ -494,11 +494,10 @@ static void release(struct fastdump_guard *guard) {
  * when the longest pause is over, or if nobody wants the pause any more, the others are let go.
  */
 static int64_t await_call(struct fastdump_guard *guard, int32_t tid) {
-    struct pollfd ends[] = {{SOCKET, POLLIN, 0}, {COMMAND, POLLIN, 0}};
     int64_t status;
     while ((status = await(tid, now() + CALL_PATIENCE)) == 0) {
         bool over = guard->max_pause_ns && now() - guard->started >= guard->max_pause_ns;
-        if ((over && state_of(tid) == 'D') || poll(ends, 2, 0) > 0)
+        if ((over && state_of(tid) == 'D') || is_left_alone())
             release(guard);
     }
     return status;
