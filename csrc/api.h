@@ -535,17 +535,24 @@ struct fastdump_chunk_tally {
     uint64_t free_bytes;
 };
 
+/* Both in one cache line: who looks for a chunk asks whether it is free. */
+struct fastdump_bits {
+    uint64_t begins; /* a chunk begins here */
+    uint64_t free;   /* this chunk is free */
+};
+
 struct fastdump_segment {
     uint64_t start; /* of the first chunk: a multiple of 16 */
     uint64_t end;
-    uint64_t *begins;      /* a chunk begins here. NULL: all of it is one chunk, and live */
-    uint64_t *free;        /* this chunk is free */
-    unsigned char *owners; /* for each 32 bytes: no two chunks begin in them */
-    uint64_t *marked;      /* a root leads to this chunk: see fastdump_reach. One bit if single */
-    uint64_t *pending;     /* and it was not read yet; later: a leaked chunk points to it */
-    uint64_t next;         /* the next header, or the end of the last chunk */
-    uint64_t last;         /* the chunk before it, or 0 */
-    uint64_t *caches;      /* chunks that may be malloc's own of a thread (tcache) */
+    struct fastdump_bits *bits; /* NULL: all of it is one chunk, and live */
+    unsigned char *owners;      /* of each chunk, in their order; see fastdump_segment_rank */
+    uint64_t *ranks;            /* for each 2 MiB the number of chunks that begin before, */
+    uint16_t *ranks_within; /* and for each of bits those of them that begin in the same 2 MiB */
+    uint64_t *marked;       /* a root leads to this chunk: see fastdump_reach. One bit if single */
+    uint64_t *pending;      /* and it was not read yet; later: a leaked chunk points to it */
+    uint64_t next;          /* the next header, or the end of the last chunk */
+    uint64_t last;          /* the chunk before it, or 0 */
+    uint64_t *caches;       /* chunks that may be malloc's own of a thread (tcache) */
     uint64_t caches_capacity;
     uint64_t caches_found;
     struct fastdump_chunk_tally tally; /* of all chunks so far, if it is not a single one */
@@ -559,6 +566,13 @@ struct fastdump_segment {
  */
 int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data, uint64_t length,
                               uint64_t address);
+
+/*
+ * Number the chunks of a segment that was walked, from 0 on: fills ranks and ranks_within, of which
+ * a single chunk needs none. Returns how many there are.
+ */
+#define FASTDUMP_RANKS 2048 /* of bits, for each of ranks: 65,536 of the smallest chunks */
+uint64_t fastdump_segment_rank(struct fastdump_segment *segment);
 
 /* A chunk is free. */
 void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk);
@@ -782,17 +796,18 @@ uint64_t fastdump_words_find(const struct fastdump_words *words, const void *dat
 
 /* Blocks that were kept, and how far they have been gone through. */
 struct fastdump_kept {
-    const struct fastdump_block *blocks;
+    struct fastdump_block *blocks;
     uint64_t count;
-    const uint64_t *words;
-    const uint16_t *indexes;
+    uint64_t *words;
+    uint16_t *indexes;
     uint64_t block; /* the next one */
     uint64_t word;  /* and its first word */
+    uint64_t used;  /* words that stay, of the blocks before it: they are moved to the front */
 };
 
 /*
  * Count what words point to, up to a block whose words are not kept: those in live chunks, and
- * those outside of the heap. In address order.
+ * those outside of the heap. In address order. Words that cannot lead to a chunk do not stay.
  */
 void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept);
 
@@ -803,7 +818,7 @@ void fastdump_words_settle(struct fastdump_words *words);
  * Give chunks without an owner that of what points to them, up to a block whose words are not kept:
  * the owner of the chunk that a word lies in, or module, which is not 0 for the data of one. tier:
  * PARENT (only chunks whose owner is known by their words), GLOBAL, FURTHER (all). Returns how
- * many.
+ * many. Only words stay that may still give an owner.
  */
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier);
@@ -814,7 +829,7 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kep
  * Count the pointers to the beginnings of chunks which have an owner: FASTDUMP_MODULES counts for
  * each owner, by the module that a pointer lies in: module, if it is not 0; else the owner of its
  * chunk; else, outside of the heap, the other module that the nearest word beside it points to. Up
- * to a block whose words are not kept.
+ * to a block whose words are not kept. No word stays.
  */
 void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
                             uint32_t module, uint64_t *counts_ret);

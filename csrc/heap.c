@@ -47,13 +47,12 @@ static bool may_be_cache(const unsigned char *user, uint64_t size) {
     return false;
 }
 
-static void mark(uint64_t *bits, uint64_t index) { bits[index / 64] |= 1ull << index % 64; }
-
 void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) {
     if (fastdump_chunk_is_free(segment, chunk))
         return;
     uint64_t size = fastdump_chunk_end(segment, chunk) - chunk;
-    mark(segment->free, (chunk - segment->start) / 16);
+    uint64_t index = (chunk - segment->start) / 16;
+    segment->bits[index / 64].free |= 1ull << index % 64;
     segment->tally.live--;
     segment->tally.live_bytes -= size;
     segment->tally.free++;
@@ -81,7 +80,8 @@ static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t
         if (size < MIN_SIZE || size % 16 || words[1] & IS_MMAPPED ||
             size > segment->end - segment->next)
             return -EILSEQ;
-        mark(segment->begins, (segment->next - segment->start) / 16);
+        uint64_t index = (segment->next - segment->start) / 16;
+        segment->bits[index / 64].begins |= 1ull << index % 64;
         segment->tally.live++;
         segment->tally.live_bytes += size;
         uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
@@ -145,21 +145,48 @@ static uint64_t mapping_of(const unsigned char *page, uint64_t page_size) {
     return size;
 }
 
+static void enter_size(struct fastdump_size_class *classes, uint32_t owner, uint64_t size) {
+    struct fastdump_size_class *found =
+        &classes[owner % FASTDUMP_NOT_DIRECT * FASTDUMP_SIZE_CLASSES +
+                 fastdump_size_class_of(size)];
+    found->chunks++;
+    found->bytes += size;
+}
+
 void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret) {
-    uint64_t chunk = segment->begins ? fastdump_chunk_from(segment, 0) : segment->start;
-    while (chunk < segment->next) {
-        uint64_t end = fastdump_chunk_end(segment, chunk);
-        if (!fastdump_chunk_is_free(segment, chunk)) {
-            uint64_t owner = segment->owners ? segment->owners[(chunk - segment->start) / 32] : 0;
-            struct fastdump_size_class *found =
-                &classes_ret[owner % FASTDUMP_NOT_DIRECT * FASTDUMP_SIZE_CLASSES +
-                             fastdump_size_class_of(end - chunk)];
-            found->chunks++;
-            found->bytes += end - chunk;
+    const unsigned char *owners = segment->owners;
+    uint64_t chunk = segment->start;
+    uint32_t owner = owners ? *owners : 0;
+    bool live = !segment->bits;
+    /* Not chunk after chunk: of each, its end would be looked for, and then found once more. */
+    for (uint64_t at = 0; segment->bits && segment->start + at * 1024 < segment->next; at++) {
+        struct fastdump_bits bits = segment->bits[at];
+        for (; bits.begins; bits.begins &= bits.begins - 1) {
+            uint64_t index = (uint64_t)__builtin_ctzll(bits.begins);
+            uint64_t next = segment->start + (at * 64 + index) * 16;
+            if (live)
+                enter_size(classes_ret, owner, next - chunk);
+            chunk = next;
+            live = !(bits.free >> index & 1);
+            owner = owners ? *owners++ : 0;
         }
-        chunk = end;
     }
+    if (live)
+        enter_size(classes_ret, owner, segment->next - chunk);
+}
+
+uint64_t fastdump_segment_rank(struct fastdump_segment *segment) {
+    if (!segment->bits)
+        return 1;
+    uint64_t rank = 0;
+    for (uint64_t at = 0; segment->start + at * 1024 < segment->next; at++) {
+        if (at % FASTDUMP_RANKS == 0)
+            segment->ranks[at / FASTDUMP_RANKS] = rank;
+        segment->ranks_within[at] = (uint16_t)(rank - segment->ranks[at / FASTDUMP_RANKS]);
+        rank += (uint64_t)__builtin_popcountll(segment->bits[at].begins);
+    }
+    return rank;
 }
 
 int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
@@ -196,10 +223,9 @@ int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t addre
 /* The segment in which a chunk begins at an address, or NULL. */
 static struct fastdump_segment *begun_at(struct fastdump_free_list *list, uint64_t chunk) {
     struct fastdump_segment *segment = fastdump_segment_of(&list->place, &list->heap, chunk);
-    if (!segment || !segment->begins || (chunk - segment->start) % 16)
+    if (!segment || !segment->bits || (chunk - segment->start) % 16)
         return NULL;
-    uint64_t index = (chunk - segment->start) / 16;
-    return segment->begins[index / 64] >> index % 64 & 1 ? segment : NULL;
+    return fastdump_chunk_begins(segment, chunk) ? segment : NULL;
 }
 
 static bool has_link(struct fastdump_free_list *list, const struct fastdump_target *target,

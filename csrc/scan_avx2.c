@@ -181,33 +181,33 @@ TARGET bool fastdump_windows_avx2(const struct fastdump_search *search, const un
     return any;
 }
 
-/* The upper halves of 8 words, in the order 0 1 4 5 2 3 6 7, held against three ranges. */
-HELPER __m256i near_words(const uint64_t *words, const __m256i *bias, const __m256i *limits) {
+/* The upper halves of 8 words, in the order 0 1 4 5 2 3 6 7, held against so many ranges. */
+HELPER __m256i near_words(const uint64_t *words, const __m256i *bias, const __m256i *limits,
+                          int ranges) {
     __m256 low = _mm256_loadu_ps((const float *)words);
     __m256 high = _mm256_loadu_ps((const float *)(words + 4));
     __m256i halves = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
     __m256i any = _mm256_cmpgt_epi32(limits[0], _mm256_add_epi32(halves, bias[0]));
-    for (int i = 1; i < 3; i++)
+    for (int i = 1; i < ranges; i++)
         any =
             _mm256_or_si256(any, _mm256_cmpgt_epi32(limits[i], _mm256_add_epi32(halves, bias[i])));
     return any;
 }
 
-TARGET void fastdump_near_avx2(const struct fastdump_range *windows, const uint64_t *words,
-                               uint64_t count, uint64_t *near_ret) {
-    const struct fastdump_near near = fastdump_near(windows);
+/* So many blocks of 64 words. */
+HELPER void near_blocks(const struct fastdump_near *near, const uint64_t *words, uint64_t blocks,
+                        uint64_t *near_ret, int ranges) {
     __m256i bias[3], limits[3];
-    for (int i = 0; i < 3; i++) { /* comparisons are signed; no range has all halves */
-        bias[i] = _mm256_set1_epi32((int)(0x80000000u - near.first[i]));
-        limits[i] = _mm256_set1_epi32((int)(0x80000001u + near.more[i]));
+    for (int i = 0; i < ranges; i++) { /* comparisons are signed; no range has all halves */
+        bias[i] = _mm256_set1_epi32((int)(0x80000000u - near->first[i]));
+        limits[i] = _mm256_set1_epi32((int)(0x80000001u + near->more[i]));
     }
-    uint64_t at = 0;
-    for (; at + 64 <= count; at += 64) {
+    for (uint64_t at = 0; at < blocks; at++) {
         uint64_t found = 0;
         for (int i = 0; i < 64; i += 32) {
             __m256i part[4];
             for (int n = 0; n < 4; n++)
-                part[n] = near_words(words + at + i + 8 * n, bias, limits);
+                part[n] = near_words(words + at * 64 + i + 8 * n, bias, limits, ranges);
             __m256i any = _mm256_or_si256(_mm256_or_si256(part[0], part[1]),
                                           _mm256_or_si256(part[2], part[3]));
             if (_mm256_testz_si256(any, any))
@@ -218,9 +218,25 @@ TARGET void fastdump_near_avx2(const struct fastdump_range *windows, const uint6
                          << (i + 8 * n);
             }
         }
-        near_ret[at / 64] = found;
+        near_ret[at] = found;
     }
-    if (at < count)
-        fastdump_near_scalar(windows, words + at, count - at, near_ret + at / 64);
+}
+
+TARGET void fastdump_near_avx2(const struct fastdump_range *windows, const uint64_t *words,
+                               uint64_t count, uint64_t *near_ret) {
+    const struct fastdump_near near = fastdump_near(windows);
+    uint64_t blocks = near.count ? count / 64 : 0;
+    switch (near.count) { /* constants: else what a range has is not kept in registers */
+    case 1:
+        near_blocks(&near, words, blocks, near_ret, 1);
+        break;
+    case 2:
+        near_blocks(&near, words, blocks, near_ret, 2);
+        break;
+    case 3:
+        near_blocks(&near, words, blocks, near_ret, 3);
+    }
+    if (blocks * 64 < count)
+        fastdump_near_scalar(windows, words + blocks * 64, count - blocks * 64, near_ret + blocks);
 }
 #endif

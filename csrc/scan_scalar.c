@@ -150,10 +150,8 @@ void fastdump_near_scalar(const struct fastdump_range *windows, const uint64_t *
         uint64_t left = count - at < 64 ? count - at : 64, found = 0;
         for (uint64_t i = 0; i < left; i++) {
             uint32_t half = (uint32_t)(words[at + i] >> 32);
-            found |= (uint64_t)((half - near.first[0] <= near.more[0]) |
-                                (half - near.first[1] <= near.more[1]) |
-                                (half - near.first[2] <= near.more[2]))
-                     << i;
+            for (int range = 0; range < near.count; range++)
+                found |= (uint64_t)(half - near.first[range] <= near.more[range]) << i;
         }
         near_ret[at / 64] = found;
     }

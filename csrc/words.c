@@ -38,7 +38,7 @@ static inline bool is_at(const struct fastdump_place *place, uint64_t address) {
 }
 
 static inline unsigned char *owner_of(const struct fastdump_segment *segment, uint64_t chunk) {
-    return &segment->owners[(chunk - segment->start) / 32];
+    return &segment->owners[fastdump_rank_of(segment, chunk) - 1];
 }
 
 /* --- hits ------------------------------------------------------------------------------- */
@@ -60,10 +60,9 @@ static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t ta
     return &words->hits[words->used - 1];
 }
 
-static void own(struct fastdump_words *words, struct fastdump_segment *segment, uint64_t chunk,
-                uint64_t end, uint32_t module, uint32_t tier) {
-    *owner_of(segment, chunk) =
-        (unsigned char)(module | (tier > FASTDUMP_ANY_WORD ? FASTDUMP_NOT_DIRECT : 0));
+static void own(struct fastdump_words *words, unsigned char *owner, uint64_t chunk, uint64_t end,
+                uint32_t module, uint32_t tier) {
+    *owner = (unsigned char)(module | (tier > FASTDUMP_ANY_WORD ? FASTDUMP_NOT_DIRECT : 0));
     words->owned[module].count[tier]++;
     words->owned[module].bytes[tier] += end - chunk;
     words->owned[module].example[tier] = chunk + FASTDUMP_CHUNK_HEADER;
@@ -73,10 +72,11 @@ static void own(struct fastdump_words *words, struct fastdump_segment *segment, 
 static void settle(struct fastdump_words *words) {
     struct fastdump_place *place = &words->place;
     uint32_t elected = fastdump_elected(words->votes, words->voted);
-    if (words->first)
-        own(words, place->segment, place->chunk, place->end, words->first, FASTDUMP_FIRST_WORD);
-    else if (elected)
-        own(words, place->segment, place->chunk, place->end, elected, FASTDUMP_ANY_WORD);
+    if (elected) { /* its first word has a vote, too */
+        uint32_t module = words->first ? words->first : elected;
+        own(words, owner_of(place->segment, place->chunk), place->chunk, place->end, module,
+            words->first ? FASTDUMP_FIRST_WORD : FASTDUMP_ANY_WORD);
+    }
     words->first = words->voted = 0;
 }
 
@@ -118,31 +118,39 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
 #define LINES 8
 #define SAMPLES (LINES * LINE_WORDS)
 
-/* How many different bytes every second sample has: of 256 random ones 162. */
-static int different_bytes(const uint64_t *samples) {
+#define HIGH 0x8080808080808080u /* of each byte */
+#define ALL 0x0101010101010101u
+
+/* Whether every second sample has at least so many different bytes: of 256 random ones 162. */
+static inline bool has_different_bytes(const uint64_t *samples, int least) {
+    int count = 1; /* zero */
+    for (int i = 0; i < SAMPLES; i += 2)
+        count += __builtin_popcountll((((samples[i] & ~HIGH) + ~HIGH) | samples[i]) & HIGH);
+    if (count < least)
+        return false;
     uint64_t rows[32] = {0};
     unsigned char *seen = (unsigned char *)rows;
     for (int i = 0; i < SAMPLES; i += 2)
         for (int byte = 0; byte < 64; byte += 8)
             seen[samples[i] >> byte & 0xff] = 1;
-    int count = 0;
+    count = 0;
     for (int i = 0; i < 32; i++)
         count += __builtin_popcountll(rows[i]);
-    return count;
+    return count >= least;
 }
 
 /* By every ninth cache line, so that no power of 2 repeats in them: what a page of 4 KiB holds. */
 VECTORISED
 static int page_class(const uint64_t *words) {
-    const uint64_t high = 0x8080808080808080u, all = 0x0101010101010101u;
     uint64_t samples[SAMPLES], zero = 0, pointers = 0, text = 0;
     for (int line = 0; line < LINES; line++)
         memcpy(samples + line * LINE_WORDS, words + line * 9 * LINE_WORDS, LINE_WORDS * 8);
     for (int i = 0; i < SAMPLES; i++) {
         uint64_t word = samples[i];
         zero += word == 0;
-        pointers += ((word >> 32) - 1 < 0x7fff) & !(word & 7);
-        text += (~word & ((word & ~high) + all * (0x80 - 0x20)) & high) == high;
+        pointers += !(word & 0xffff800000000007) & ((int64_t)word > UINT32_MAX);
+        /* Where a byte carries into the next one, it is above 0x7f. */
+        text += ((word + ALL * (0x80 - 0x20)) & ~word & HIGH) == HIGH;
     }
     if (zero == SAMPLES) {
         for (int i = 0; i < PAGE_WORDS; i++)
@@ -154,7 +162,7 @@ static int page_class(const uint64_t *words) {
         return FASTDUMP_PAGE_POINTERS;
     if (text * 2 >= SAMPLES - zero && text * 4 >= SAMPLES)
         return FASTDUMP_PAGE_TEXT;
-    return different_bytes(samples) >= 117 ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
+    return has_different_bytes(samples, 117) ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
 }
 
 /* Two neighbours become one. */
@@ -188,19 +196,32 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
 #define STRIP_BLOCKS 64
 #define STRIP (64 * STRIP_BLOCKS) /* words that are looked at while they are in the L1 cache */
 
+struct windows {
+    struct fastdump_range range[3];
+};
+
+static inline struct windows windows_in(const struct fastdump_range *windows) {
+    struct windows copy;
+    memcpy(copy.range, windows, sizeof copy.range);
+    return copy;
+}
+
 /* The words of a strip, the first of which has index first, that lie in the windows; how many. */
 static inline uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip,
                                uint64_t count, uint64_t first, uint64_t room, uint64_t *found_ret,
                                uint16_t *indexes_ret) {
     uint64_t found = 0, near[STRIP_BLOCKS];
+    /* Copies: what is written could be anything's, so that the windows would be read for each. */
+    const struct windows modules = windows_in(words->module_windows),
+                         heap = windows_in(words->heap_windows);
     fastdump_near_of(words->kernel)(words->windows, strip, count, near);
     for (uint64_t block = 0; block * 64 < count && found + FASTDUMP_BLOCK_SLACK <= room; block++)
         for (uint64_t bits = near[block]; bits; bits &= bits - 1) {
             uint64_t at = block * 64 + (uint64_t)__builtin_ctzll(bits);
             found_ret[found] = strip[at]; /* no branch, which would be guessed wrong */
             indexes_ret[found] = (uint16_t)(first + at);
-            found += fastdump_is_in(words->module_windows, strip[at]) |
-                     fastdump_is_in(words->heap_windows, strip[at]);
+            found +=
+                fastdump_is_in(modules.range, strip[at]) | fastdump_is_in(heap.range, strip[at]);
         }
     return found;
 }
@@ -228,7 +249,7 @@ static void walk_chunks(const struct fastdump_heap *heap, const void *data, uint
     }
     for (; low && heap->segments[low - 1]->end > address; low--) {
         struct fastdump_segment *segment = heap->segments[low - 1];
-        if (segment->begins && !segment->walked && segment->next >= address &&
+        if (segment->bits && !segment->walked && segment->next >= address &&
             segment->next + FASTDUMP_CHUNK_HEADER <= end)
             fastdump_segment_walk(segment, data, length, address);
     }
@@ -276,21 +297,54 @@ uint64_t fastdump_words_bytes(struct fastdump_words *words, const void *data, ui
     return done;
 }
 
-static void count_block(struct fastdump_words *words, const uint64_t *found,
-                        const uint16_t *indexes, const struct fastdump_block *block) {
-    for (uint32_t i = 0; i < block->count; i++)
-        if (fastdump_is_in(words->module_windows, found[i]))
-            count_hit(words, found[i], block->address + indexes[i] * 8ull);
+/* A block's words, one after the other. Those that stay make up the block from then on. */
+struct block_words {
+    struct fastdump_kept *kept;
+    struct fastdump_block *block;
+    uint64_t *words;
+    uint16_t *indexes;
+    uint64_t *words_left;
+    uint16_t *indexes_left;
+    uint32_t left;
+};
+
+/* Whether there is a next block, and its words are kept. */
+static bool block_begin(struct block_words *at, struct fastdump_kept *kept) {
+    if (kept->block == kept->count || kept->blocks[kept->block].count == FASTDUMP_TOO_MANY)
+        return false;
+    *at = (struct block_words){.kept = kept,
+                               .block = &kept->blocks[kept->block],
+                               .words = kept->words + kept->word,
+                               .indexes = kept->indexes + kept->word,
+                               .words_left = kept->words + kept->used,
+                               .indexes_left = kept->indexes + kept->used};
+    return true;
+}
+
+static inline void block_keep(struct block_words *at, uint32_t i, bool stays) {
+    at->words_left[at->left] = at->words[i]; /* no branch, which would be guessed wrong */
+    at->indexes_left[at->left] = at->indexes[i];
+    at->left += stays;
+}
+
+static void block_end(struct block_words *at) {
+    at->kept->block++;
+    at->kept->word += at->block->count;
+    at->kept->used += at->left;
+    at->block->count = at->left;
 }
 
 void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept) {
-    for (; kept->block < kept->count; kept->block++) {
-        const struct fastdump_block *block = &kept->blocks[kept->block];
-        if (block->count == FASTDUMP_TOO_MANY)
-            return;
-        count_block(words, kept->words + kept->word, kept->indexes + kept->word, block);
-        kept->word += block->count;
-    }
+    struct block_words at;
+    const struct windows modules = windows_in(words->module_windows),
+                         heap = windows_in(words->heap_windows);
+    for (; block_begin(&at, kept); block_end(&at))
+        for (uint32_t i = 0; i < at.block->count; i++) {
+            uint64_t word = at.words[i];
+            if (fastdump_is_in(modules.range, word))
+                count_hit(words, word, at.block->address + at.indexes[i] * 8ull);
+            block_keep(&at, i, fastdump_is_in(heap.range, word));
+        }
 }
 
 void fastdump_words_settle(struct fastdump_words *words) {
@@ -312,40 +366,43 @@ static uint32_t given(const struct fastdump_place *place, uint32_t tier) {
     return tier == FASTDUMP_PARENT ? 0 : owner & (FASTDUMP_NOT_DIRECT - 1);
 }
 
-/* The bits and the owner of the chunk that a word points to, if that is where the last one lay. */
+/* What tells the owner of the chunk that a word points to, if that is where the last one lay. */
 static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     struct fastdump_segment *segment = place->segment;
-    if (!segment || !segment->begins || word < place->from || word >= place->to)
+    if (!segment || !segment->bits || word < place->from || word >= place->to)
         return;
     uint64_t at = word - segment->start;
-    __builtin_prefetch(&segment->begins[at / 1024]);
-    __builtin_prefetch(&segment->free[at / 1024]);
-    __builtin_prefetch(&segment->owners[at / 32]);
+    __builtin_prefetch(&segment->bits[at / 1024]);
+    __builtin_prefetch(&segment->ranks_within[at / 1024]);
 }
 
-static uint64_t follow_block(struct fastdump_words *words, const uint64_t *found,
-                             const uint16_t *indexes, const struct fastdump_block *block,
-                             uint32_t module, uint32_t tier) {
+VECTORISED /* it counts bits */
+    static uint64_t
+    follow_block(struct fastdump_words *words, struct block_words *block, uint32_t module,
+                 uint32_t tier) {
     uint64_t news = 0;
     struct fastdump_place *place = &words->place, target = words->target;
-    uint32_t owner = module ? module : given(place, tier);
-    for (uint32_t i = 0; i < block->count; i++) {
-        uint64_t word = found[i], at = block->address + indexes[i] * 8ull;
-        if (i + AHEAD < block->count)
-            prefetch(&target, found[i + AHEAD]);
-        if (!fastdump_is_in(words->heap_windows, word))
-            continue;
+    uint32_t owner = module ? module : given(place, tier), count = block->block->count;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t word = block->words[i], at = block->block->address + block->indexes[i] * 8ull;
+        if (i + AHEAD < count)
+            prefetch(&target, block->words[i + AHEAD]);
         if (!module && !is_at(place, at)) {
             move_to(place, &words->heap, at);
             owner = given(place, tier);
         }
-        if (!owner)
+        block_keep(block, i, !owner && place->live && place->segment);
+        if (!owner || !fastdump_is_in(words->heap_windows, word))
             continue;
         struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
-        uint64_t chunk = segment ? fastdump_chunk_in(&target, segment, word) : 0;
-        if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
+        uint64_t rank = segment ? fastdump_rank_of(segment, word) : 0;
+        if (!rank || segment->owners[rank - 1])
             continue;
-        own(words, segment, chunk, fastdump_chunk_end(segment, chunk), owner, tier);
+        uint64_t chunk = fastdump_chunk_in(&target, segment, word);
+        if (fastdump_chunk_is_free(segment, chunk))
+            continue;
+        own(words, &segment->owners[rank - 1], chunk, fastdump_chunk_end(segment, chunk), owner,
+            tier);
         news++;
     }
     words->target = target;
@@ -355,14 +412,9 @@ static uint64_t follow_block(struct fastdump_words *words, const uint64_t *found
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier) {
     uint64_t news = 0;
-    for (; kept->block < kept->count; kept->block++) {
-        const struct fastdump_block *block = &kept->blocks[kept->block];
-        if (block->count == FASTDUMP_TOO_MANY)
-            break;
-        news += follow_block(words, kept->words + kept->word, kept->indexes + kept->word, block,
-                             module, tier);
-        kept->word += block->count;
-    }
+    struct block_words at;
+    for (; block_begin(&at, kept); block_end(&at))
+        news += follow_block(words, &at, module, tier);
     return news;
 }
 
@@ -388,14 +440,11 @@ static uint32_t module_beside(struct fastdump_words *words, const uint64_t *foun
 void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
                             uint32_t module, uint64_t *counts_ret) {
     struct fastdump_place *place = &words->place, *target = &words->target;
-    for (; kept->block < kept->count; kept->block++) {
-        const struct fastdump_block *block = &kept->blocks[kept->block];
-        if (block->count == FASTDUMP_TOO_MANY)
-            return;
-        const uint64_t *found = kept->words + kept->word;
-        const uint16_t *indexes = kept->indexes + kept->word;
-        for (uint32_t i = 0; i < block->count; i++) {
-            uint64_t word = found[i], at = block->address + indexes[i] * 8ull;
+    struct block_words block;
+    for (; block_begin(&block, kept); block_end(&block)) {
+        uint32_t count = block.block->count;
+        for (uint32_t i = 0; i < count; i++) {
+            uint64_t word = block.words[i], at = block.block->address + block.indexes[i] * 8ull;
             if (!fastdump_is_in(words->heap_windows, word))
                 continue;
             uint64_t chunk = word - FASTDUMP_CHUNK_HEADER;
@@ -410,12 +459,11 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
                 if (place->live)
                     from = place->segment
                                ? *owner_of(place->segment, place->chunk) & (FASTDUMP_NOT_DIRECT - 1)
-                               : module_beside(words, found, indexes, block->count, i, owner);
+                               : module_beside(words, block.words, block.indexes, count, i, owner);
             }
             if (owner && from)
                 counts_ret[owner * FASTDUMP_MODULES + from]++;
         }
-        kept->word += block->count;
     }
 }
 

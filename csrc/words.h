@@ -4,21 +4,29 @@
 
 #include "heap.h"
 
-/*
- * The upper halves of the addresses of three windows, each from first to first + more. An empty
- * one is as the first: all small numbers have the half of address 0.
- */
+/* The upper halves of the addresses of three windows: count ranges from first to first + more. */
 struct fastdump_near {
+    int count;
     uint32_t first[3];
     uint32_t more[3];
 };
 
+#define RARE 0x1000 /* above 2^44 there are addresses, and hardly any number that is none */
+
+/*
+ * Each range costs time. So those of a program with PIE become one, with all that lies between; but
+ * small numbers, which are many, are near only where a window has the same half.
+ */
 static inline struct fastdump_near fastdump_near(const struct fastdump_range *windows) {
-    struct fastdump_near near;
+    struct fastdump_near near = {.count = 0};
     for (int i = 0; i < 3; i++) {
-        const struct fastdump_range *window = &windows[windows[i].start < windows[i].end ? i : 0];
-        near.first[i] = (uint32_t)(window->start >> 32);
-        near.more[i] = (uint32_t)((window->end - 1) >> 32) - near.first[i];
+        if (windows[i].start >= windows[i].end)
+            continue;
+        uint32_t first = (uint32_t)(windows[i].start >> 32), begun = first;
+        if (near.count && near.first[near.count - 1] >= RARE && near.first[near.count - 1] <= first)
+            begun = near.first[--near.count];
+        near.first[near.count] = begun;
+        near.more[near.count++] = (uint32_t)((windows[i].end - 1) >> 32) - begun;
     }
     return near;
 }

@@ -13,7 +13,7 @@ HEADER: int = lib.FASTDUMP_CHUNK_HEADER
 LIST_BLOCK: int = lib.FASTDUMP_LIST_BLOCK
 _BATCH = 1024
 _ANY = (1 << 64) - 1
-_BITS = 16 * 8  # bytes of memory that a byte of bits stands for
+_SPAN = 16 * 64  # bytes of memory that a struct fastdump_bits stands for
 
 
 class Tallied(NamedTuple):
@@ -47,13 +47,10 @@ class Segment:
         self.c = ffi.new("struct fastdump_segment *")
         self.c.start, self.c.end = start, end
         self.c.next = end if single else start
-        self._bits: list[Any] = []
         if not single:
             # Not ffi.new(): pages that no chunk begins in cost nothing.
-            length = -(-(end - start) // _BITS // 8) * 8 + 8
-            self._bits = [zeroed(length) for _ in range(2)]
-            begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
-            self.c.begins, self.c.free = begins, free
+            self._bits = zeroed(((end - start) // _SPAN + 1) * ffi.sizeof("struct fastdump_bits"))
+            self.c.bits = ffi.cast("struct fastdump_bits *", ffi.from_buffer(self._bits))
             self._caches = ffi.new("uint64_t[]", _BATCH)
             self.c.caches, self.c.caches_capacity = self._caches, _BATCH
 
@@ -93,6 +90,16 @@ class Segment:
         if result < 0:
             raise BrokenChunk(self.next)
         return bool(result)
+
+    def rank(self) -> int:
+        """Number its chunks, all of which were walked; how many there are."""
+        if not self.single:
+            length = (self.next - self.start) // _SPAN + 1
+            self._ranks = zeroed(2 * length)
+            self.c.ranks_within = ffi.cast("uint16_t *", ffi.from_buffer(self._ranks))
+            self._groups = ffi.new("uint64_t[]", length // lib.FASTDUMP_RANKS + 1)
+            self.c.ranks = self._groups
+        return int(lib.fastdump_segment_rank(self.c))
 
     def release(self, chunk: int) -> None:
         """*chunk* is free, though its neighbours do not know."""

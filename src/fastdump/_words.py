@@ -124,18 +124,17 @@ class Heap:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = segments
         self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
-        lengths = [1 if s.single else (s.end - s.start) // 32 + 1 for s in segments]
-        assert min(lengths, default=1) > 0
-        self._owners = zeroed(sum(lengths))
-        at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
-        for segment, length in zip(segments, lengths, strict=True):
-            segment.c.owners = at
-            at += length
         self.c = {"segments": self._array, "count": len(segments)}
+        self._owners = zeroed(1)
 
-    def is_owned(self, segment: Segment) -> bool:
-        """Whether a segment may have chunks with an owner: of a single one it is known."""
-        return not segment.single or bool(segment.c.owners[0])
+    def make_owners(self) -> None:
+        """The segments were walked: none of their chunks has an owner."""
+        counts = [segment.rank() for segment in self.segments]
+        self._owners = zeroed(sum(counts))
+        at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
+        for segment, count in zip(self.segments, counts, strict=True):
+            segment.c.owners = at
+            at += count
 
 
 def windows_of(ranges: Iterable[Range]) -> list[Range]:
@@ -160,12 +159,26 @@ def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
         windows[number] = tuple(window)
 
 
-class _Kept(NamedTuple):
-    """The words of blocks, as C has them."""
+class _Kept:
+    """Blocks and their words: C fills it, then goes through it, and drops words as it does."""
 
-    blocks: bytes
-    words: bytes
-    indexes: bytes
+    def __init__(self) -> None:
+        # Not ffi.new(): what is not filled costs nothing.
+        self._blocks = zeroed(_MOST_BLOCKS * _BLOCK.size)
+        self._words, self._indexes = zeroed(_MOST_KEPT * 8), zeroed(_MOST_KEPT * 2)
+        self.c = ffi.new("struct fastdump_kept *")
+        self.c.blocks = ffi.cast("struct fastdump_block *", ffi.from_buffer(self._blocks))
+        self.c.words = ffi.cast("uint64_t *", ffi.from_buffer(self._words))
+        self.c.indexes = ffi.cast("uint16_t *", ffi.from_buffer(self._indexes))
+
+    def rewind(self) -> Any:
+        self.c.block = self.c.word = self.c.used = 0
+        return self.c
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Address and length of each."""
+        for address, length, _ in _BLOCK.iter_unpack(self._blocks[: self.c.count * _BLOCK.size]):
+            yield address, length
 
 
 class Words:
@@ -191,7 +204,8 @@ class Words:
     ) -> None:
         self._words = words = ffi.new("struct fastdump_words *")
         words.kernel = kernel_number(kernel or default_kernel())
-        self._keep: list[Any] = [heap]
+        self._heap = heap
+        self._keep: list[Any] = []
         self._read = read
         modules = [Range(r.start, r.end) for r in ranges]
         segments = [Range(s.start, s.end) for s in heap.segments]
@@ -212,13 +226,10 @@ class Words:
         words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
         self._buffer = aligned_buffer(CHUNK_SIZE)
         words.buffer, words.size = _cast("unsigned char *", self._buffer), CHUNK_SIZE
-        words.kept = self._own("uint64_t[]", _MOST_KEPT)
-        words.indexes = self._own("uint16_t[]", _MOST_KEPT)
-        words.kept_capacity = _MOST_KEPT
-        words.blocks = self._own("struct fastdump_block[]", _MOST_BLOCKS)
-        words.blocks_capacity = _MOST_BLOCKS
+        words.kept_capacity, words.blocks_capacity = _MOST_KEPT, _MOST_BLOCKS
         self._c_gaps = ffi.new("struct fastdump_gap[]", _GAP_CAPACITY)
         self._kept: list[_Kept] = []
+        self._make_room()
 
     def _own(self, kind: str, content: Any) -> Any:
         self._keep.append(ffi.new(kind, content))
@@ -270,24 +281,23 @@ class Words:
                 self._take()
         return gaps
 
+    def _make_room(self) -> None:
+        words, self._room = self._words, _Kept()
+        c = self._room.c
+        words.blocks, words.kept, words.indexes = c.blocks, c.words, c.indexes
+        words.blocks_used = words.kept_used = 0
+
     def _take(self) -> None:
         """Keep what C has found; there is room again."""
-        words = self._words
-        self._kept.append(
-            _Kept(
-                bytes(ffi.buffer(words.blocks, words.blocks_used * _BLOCK.size)),
-                bytes(ffi.buffer(words.kept, words.kept_used * 8)),
-                bytes(ffi.buffer(words.indexes, words.kept_used * 2)),
-            )
-        )
-        words.blocks_used = words.kept_used = 0
+        if self._words.blocks_used:
+            self._room.c.count = self._words.blocks_used
+            self._kept.append(self._room)
+            self._make_room()
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Address and length of all that was entered, in its order."""
         self._take()
-        for blocks, _, _ in self._kept:
-            for address, length, _ in _BLOCK.iter_unpack(blocks):
-                yield address, length
+        return itertools.chain.from_iterable(kept.blocks() for kept in self._kept)
 
     def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
         """What was entered, in its order: of each region, whose number comes first, what joins."""
@@ -306,40 +316,33 @@ class Words:
 
     def _dense(self, where: Range) -> Iterator[Any]:
         """The words of a range that is read for them."""
-        words, room = self._words, _MOST_KEPT
+        self._take()
+        c = self._room.c
         for address, data in self._read(where):
             view = ffi.from_buffer(data)
             for at in range(0, len(view), _MOST_BLOCK):
                 length = min(_MOST_BLOCK, len(view) - at)
                 count = lib.fastdump_words_find(
-                    words, view + at, length, room, words.kept, words.indexes
+                    self._words, view + at, length, _MOST_KEPT, c.words, c.indexes
                 )
-                block = ffi.new("struct fastdump_block *", (address + at, length, count))
-                yield self._as_c(block, 1, words.kept, words.indexes)
-
-    def _as_c(self, blocks: Any, count: int, words: Any, indexes: Any) -> Any:
-        return ffi.new("struct fastdump_kept *", (blocks, count, words, indexes, 0, 0))
+                c.blocks[0], c.count = (address + at, length, count), 1
+                yield self._room.rewind()
 
     def _replay(self) -> Iterator[Any]:
         """All that was entered; who takes it goes on until a block has no words."""
         self._take()
-        for blocks, words, indexes in self._kept:
-            c_blocks = ffi.from_buffer("struct fastdump_block[]", blocks)
-            kept = self._as_c(
-                c_blocks,
-                len(c_blocks),
-                ffi.from_buffer("uint64_t[]", words),
-                ffi.from_buffer("uint16_t[]", indexes),
-            )
-            yield kept
-            while kept.block < kept.count:
-                block = c_blocks[kept.block]
+        for kept in self._kept:
+            c = kept.rewind()
+            yield c
+            while c.block < c.count:
+                block = c.blocks[c.block]
                 yield from self._dense(Range(block.address, block.address + block.length))
-                kept.block += 1
-                yield kept
+                c.block += 1
+                yield c
 
     def count(self) -> None:
         """Count the words that were entered; chunks get the owner that these give them."""
+        self._heap.make_owners()
         for kept in self._replay():
             lib.fastdump_words_count(self._words, kept)
         lib.fastdump_words_settle(self._words)

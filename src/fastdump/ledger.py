@@ -10,7 +10,7 @@ from fastdump.dumped import Dumped
 from fastdump.labels import Kind, Label
 from fastdump.live_source import LiveSource
 from fastdump.malloc_glibc import GlibcHeap
-from fastdump.region import Region, following
+from fastdump.region import Range, Region, following
 from fastdump.source import Source
 
 LIVE = "live heap chunks"
@@ -81,10 +81,12 @@ class Ledger:
         """Enter the chunks of what was read of a segment without a break."""
         if self._open:
             segment, first, last = self._open
-            whole = (first, last) == (segment.start, segment.next)
-            found = segment.total() if whole or segment.single else segment.tally(first, last)
-            self._totals[LIVE] += last - first if segment.single else found.live_bytes
-            self._totals[FREE] += found.free_bytes
+            if segment.single:
+                live, free = last - first, 0
+            else:
+                live, free = _bytes_within(segment, first, last)
+            self._totals[LIVE] += live
+            self._totals[FREE] += free
         self._open = None
 
     def buckets(
@@ -129,6 +131,17 @@ class Ledger:
         if label.kind in (Kind.FILE, Kind.KERNEL, Kind.DEVICE):
             return FILE
         return PYTHON if objects << 20 > _OBJECTS * region.length else UNKNOWN
+
+
+def _bytes_within(segment: Segment, first: int, last: int) -> tuple[int, int]:
+    """Live and free bytes of a range: counted, or what lies outside of it taken from all."""
+    outside = Range(segment.start, first), Range(last, segment.next)
+    if sum(end - start for start, end in outside) > last - first:
+        found = segment.tally(first, last)
+        return found.live_bytes, found.free_bytes
+    total, *rest = segment.total(), *(segment.tally(*r) for r in outside if r.start < r.end)
+    live = total.live_bytes - sum(each.live_bytes for each in rest)
+    return live, total.free_bytes - sum(each.free_bytes for each in rest)
 
 
 def resident(source: Source) -> Sequence[int]:

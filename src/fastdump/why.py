@@ -310,22 +310,22 @@ class _Inquiry:
             for segment in self._segments_in(region.start, region.end):
                 yield number, Range(segment.start, segment.end)
 
-    def _in_chunks(self) -> Iterator[tuple[int, Range]]:
-        """What of it lies in chunks that may have an owner; no other word has one to give."""
+    def _in_arenas(self) -> Iterator[tuple[int, Range]]:
+        """What of it lies in chunks that are not mapped each by itself."""
         for number, (start, end) in self._scanned():
             for segment in self._segments_in(start, end):
-                if self._heap.is_owned(segment):
+                if not segment.single:
                     first = max(start, segment.start) // PAGE_SIZE * PAGE_SIZE
                     yield number, Range(first, min(end, segment.next))
 
     def _with_objects(self) -> Iterator[tuple[int, Range]]:
-        """What of it may have objects of Python, or an owner to give.
+        """What of it may have objects of Python.
 
         A chunk that is mapped by itself is one object at the most, and what that one holds.
         """
         for number, (start, end) in self._scanned():
             for segment in self._segments_in(start, end):
-                if not self._heap.is_owned(segment):
+                if segment.single:
                     if start < segment.start + PAGE_SIZE:
                         yield number, Range(start, min(segment.start + PAGE_SIZE, end))
                     start = min(segment.next, end)
@@ -334,7 +334,7 @@ class _Inquiry:
 
     def _with_types(self) -> Iterator[tuple[int, Range]]:
         """What of it may have types of Python: its own allocator has none so large."""
-        return self._in_chunks() if self._glibc else self._scanned()
+        return self._in_arenas() if self._glibc else self._scanned()
 
     def _segments_in(self, start: int, end: int) -> Iterator[Segment]:
         return self._glibc.segments_in(start, end) if self._glibc else iter(())
