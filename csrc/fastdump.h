@@ -8,6 +8,18 @@
 
 #include "api.h"
 
+/*
+ * Compiled twice, and chosen when the program is loaded: for what has no kernel of its own, but
+ * counts bits, looks for them, or is a loop that the compiler makes vector code.
+ */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
+#define CLONED __attribute__((target_clones("arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__)
+#define CLONED __attribute__((target_clones("avx2", "default")))
+#else
+#define CLONED
+#endif
+
 /* What the page tables say of a run of pages. */
 enum fastdump_kind {
     KIND_ABSENT,

@@ -153,6 +153,7 @@ static void enter_size(struct fastdump_size_class *classes, uint32_t owner, uint
     found->bytes += size;
 }
 
+CLONED
 void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret) {
     const unsigned char *owners = segment->owners;
@@ -176,6 +177,7 @@ void fastdump_segment_sizes(const struct fastdump_segment *segment,
         enter_size(classes_ret, owner, segment->next - chunk);
 }
 
+CLONED
 uint64_t fastdump_segment_rank(struct fastdump_segment *segment) {
     if (!segment->bits)
         return 1;

@@ -194,14 +194,15 @@ HELPER __m256i near_words(const uint64_t *words, const __m256i *bias, const __m2
     return any;
 }
 
-/* So many blocks of 64 words. */
-HELPER void near_blocks(const struct fastdump_near *near, const uint64_t *words, uint64_t blocks,
-                        uint64_t *near_ret, int ranges) {
+/* Of so many blocks of 64 words. */
+HELPER uint64_t near_blocks(const struct fastdump_near *near, const uint64_t *words,
+                            uint64_t blocks, uint32_t *near_ret, int ranges) {
     __m256i bias[3], limits[3];
     for (int i = 0; i < ranges; i++) { /* comparisons are signed; no range has all halves */
         bias[i] = _mm256_set1_epi32((int)(0x80000000u - near->first[i]));
         limits[i] = _mm256_set1_epi32((int)(0x80000001u + near->more[i]));
     }
+    uint64_t count = 0;
     for (uint64_t at = 0; at < blocks; at++) {
         uint64_t found = 0;
         for (int i = 0; i < 64; i += 32) {
@@ -218,25 +219,30 @@ HELPER void near_blocks(const struct fastdump_near *near, const uint64_t *words,
                          << (i + 8 * n);
             }
         }
-        near_ret[at] = found;
+        count += emit(near_ret + count, found, (uint32_t)at * 64);
     }
+    return count;
 }
 
-TARGET void fastdump_near_avx2(const struct fastdump_range *windows, const uint64_t *words,
-                               uint64_t count, uint64_t *near_ret) {
+TARGET uint64_t fastdump_near_avx2(const struct fastdump_range *windows, const uint64_t *words,
+                                   uint64_t count, uint32_t *near_ret) {
     const struct fastdump_near near = fastdump_near(windows);
-    uint64_t blocks = near.count ? count / 64 : 0;
+    uint64_t blocks = count / 64, found = 0;
     switch (near.count) { /* constants: else what a range has is not kept in registers */
     case 1:
-        near_blocks(&near, words, blocks, near_ret, 1);
+        found = near_blocks(&near, words, blocks, near_ret, 1);
         break;
     case 2:
-        near_blocks(&near, words, blocks, near_ret, 2);
+        found = near_blocks(&near, words, blocks, near_ret, 2);
         break;
     case 3:
-        near_blocks(&near, words, blocks, near_ret, 3);
+        found = near_blocks(&near, words, blocks, near_ret, 3);
     }
-    if (blocks * 64 < count)
-        fastdump_near_scalar(windows, words + blocks * 64, count - blocks * 64, near_ret + blocks);
+    uint64_t done = blocks * 64, more = 0;
+    if (done < count)
+        more = fastdump_near_scalar(windows, words + done, count - done, near_ret + found);
+    for (uint64_t i = found; i < found + more; i++)
+        near_ret[i] += (uint32_t)done;
+    return found + more;
 }
 #endif

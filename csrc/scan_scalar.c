@@ -143,16 +143,17 @@ bool fastdump_windows_scalar(const struct fastdump_search *search, const unsigne
     return any;
 }
 
-void fastdump_near_scalar(const struct fastdump_range *windows, const uint64_t *words,
-                          uint64_t count, uint64_t *near_ret) {
+uint64_t fastdump_near_scalar(const struct fastdump_range *windows, const uint64_t *words,
+                              uint64_t count, uint32_t *near_ret) {
     const struct fastdump_near near = fastdump_near(windows);
-    for (uint64_t at = 0; at < count; at += 64) {
-        uint64_t left = count - at < 64 ? count - at : 64, found = 0;
-        for (uint64_t i = 0; i < left; i++) {
-            uint32_t half = (uint32_t)(words[at + i] >> 32);
-            for (int range = 0; range < near.count; range++)
-                found |= (uint64_t)(half - near.first[range] <= near.more[range]) << i;
-        }
-        near_ret[at / 64] = found;
+    uint64_t found = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t half = (uint32_t)(words[i] >> 32);
+        bool is_near = false;
+        for (int range = 0; range < near.count; range++)
+            is_near |= half - near.first[range] <= near.more[range];
+        near_ret[found] = (uint32_t)i; /* no branch, which would be guessed wrong */
+        found += is_near;
     }
+    return found;
 }

@@ -8,15 +8,10 @@
 
 #include "words.h"
 
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define VECTORISED __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORISED
-#endif
-
 /* --- where a word lies ------------------------------------------------------------------ */
 
 /* The chunk whose user has the word at an address: see fastdump_segment. */
+CLONED
 static void move_to(struct fastdump_place *place, const struct fastdump_heap *heap,
                     uint64_t address) {
     uint64_t at = address - FASTDUMP_CHUNK_HEADER;
@@ -69,7 +64,7 @@ static void own(struct fastdump_words *words, unsigned char *owner, uint64_t chu
 }
 
 /* The chunk that was being read has an owner: the one of its first word, else of most words. */
-static void settle(struct fastdump_words *words) {
+static inline void settle(struct fastdump_words *words) {
     struct fastdump_place *place = &words->place;
     uint32_t elected = fastdump_elected(words->votes, words->voted);
     if (elected) { /* its first word has a vote, too */
@@ -80,7 +75,7 @@ static void settle(struct fastdump_words *words) {
     words->first = words->voted = 0;
 }
 
-static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t address) {
+static inline void count_hit(struct fastdump_words *words, uint64_t target, uint64_t address) {
     uint32_t module =
         fastdump_module_at(words->ranges, words->range_count, &words->last_range, target);
     if (!module)
@@ -121,16 +116,16 @@ static void count_hit(struct fastdump_words *words, uint64_t target, uint64_t ad
 #define HIGH 0x8080808080808080u /* of each byte */
 #define ALL 0x0101010101010101u
 
-/* Whether every second sample has at least so many different bytes: of 256 random ones 162. */
+/* Whether every fourth sample has at least so many different bytes: of 128 random ones 101. */
 static inline bool has_different_bytes(const uint64_t *samples, int least) {
     int count = 1; /* zero */
-    for (int i = 0; i < SAMPLES; i += 2)
+    for (int i = 0; i < SAMPLES; i += 4)
         count += __builtin_popcountll((((samples[i] & ~HIGH) + ~HIGH) | samples[i]) & HIGH);
     if (count < least)
         return false;
     uint64_t rows[32] = {0};
     unsigned char *seen = (unsigned char *)rows;
-    for (int i = 0; i < SAMPLES; i += 2)
+    for (int i = 0; i < SAMPLES; i += 4)
         for (int byte = 0; byte < 64; byte += 8)
             seen[samples[i] >> byte & 0xff] = 1;
     count = 0;
@@ -140,7 +135,7 @@ static inline bool has_different_bytes(const uint64_t *samples, int least) {
 }
 
 /* By every ninth cache line, so that no power of 2 repeats in them: what a page of 4 KiB holds. */
-VECTORISED
+CLONED
 static int page_class(const uint64_t *words) {
     uint64_t samples[SAMPLES], zero = 0, pointers = 0, text = 0;
     for (int line = 0; line < LINES; line++)
@@ -162,7 +157,7 @@ static int page_class(const uint64_t *words) {
         return FASTDUMP_PAGE_POINTERS;
     if (text * 2 >= SAMPLES - zero && text * 4 >= SAMPLES)
         return FASTDUMP_PAGE_TEXT;
-    return has_different_bytes(samples, 117) ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
+    return has_different_bytes(samples, 73) ? FASTDUMP_PAGE_ENTROPY : FASTDUMP_PAGE_OTHER;
 }
 
 /* Two neighbours become one. */
@@ -193,8 +188,7 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
 
 /* --- blocks ----------------------------------------------------------------------------- */
 
-#define STRIP_BLOCKS 64
-#define STRIP (64 * STRIP_BLOCKS) /* words that are looked at while they are in the L1 cache */
+#define STRIP 4096 /* words that are looked at while they are in the L1 cache */
 
 struct windows {
     struct fastdump_range range[3];
@@ -207,22 +201,21 @@ static inline struct windows windows_in(const struct fastdump_range *windows) {
 }
 
 /* The words of a strip, the first of which has index first, that lie in the windows; how many. */
-static inline uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip,
-                               uint64_t count, uint64_t first, uint64_t room, uint64_t *found_ret,
-                               uint16_t *indexes_ret) {
-    uint64_t found = 0, near[STRIP_BLOCKS];
+CLONED
+static uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip, uint64_t count,
+                        uint64_t first, uint64_t room, uint64_t *found_ret, uint16_t *indexes_ret) {
+    uint64_t found = 0;
+    uint32_t near[STRIP + NEAR_SLACK];
     /* Copies: what is written could be anything's, so that the windows would be read for each. */
     const struct windows modules = windows_in(words->module_windows),
                          heap = windows_in(words->heap_windows);
-    fastdump_near_of(words->kernel)(words->windows, strip, count, near);
-    for (uint64_t block = 0; block * 64 < count && found + FASTDUMP_BLOCK_SLACK <= room; block++)
-        for (uint64_t bits = near[block]; bits; bits &= bits - 1) {
-            uint64_t at = block * 64 + (uint64_t)__builtin_ctzll(bits);
-            found_ret[found] = strip[at]; /* no branch, which would be guessed wrong */
-            indexes_ret[found] = (uint16_t)(first + at);
-            found +=
-                fastdump_is_in(modules.range, strip[at]) | fastdump_is_in(heap.range, strip[at]);
-        }
+    uint64_t all = fastdump_near_of(words->kernel)(words->windows, strip, count, near);
+    for (uint64_t i = 0; i < all && found + FASTDUMP_BLOCK_SLACK <= room; i++) {
+        uint64_t word = strip[near[i]];
+        found_ret[found] = word; /* no branch, which would be guessed wrong */
+        indexes_ret[found] = (uint16_t)(first + near[i]);
+        found += fastdump_is_in(modules.range, word) | fastdump_is_in(heap.range, word);
+    }
     return found;
 }
 
@@ -334,6 +327,7 @@ static void block_end(struct block_words *at) {
     at->block->count = at->left;
 }
 
+CLONED
 void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept) {
     struct block_words at;
     const struct windows modules = windows_in(words->module_windows),
@@ -357,7 +351,7 @@ void fastdump_words_settle(struct fastdump_words *words) {
 #define AHEAD 16 /* words: an access to memory takes as long as about so many of them */
 
 /* Whose the chunks are that the chunk at hand points to: 0 if it has no owner to give. */
-static uint32_t given(const struct fastdump_place *place, uint32_t tier) {
+static inline uint32_t given(const struct fastdump_place *place, uint32_t tier) {
     if (!place->live || !place->segment)
         return 0;
     uint32_t owner = *owner_of(place->segment, place->chunk);
@@ -376,23 +370,26 @@ static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     __builtin_prefetch(&segment->ranks_within[at / 1024]);
 }
 
-VECTORISED /* it counts bits */
-    static uint64_t
-    follow_block(struct fastdump_words *words, struct block_words *block, uint32_t module,
-                 uint32_t tier) {
-    uint64_t news = 0;
+CLONED
+static uint64_t follow_block(struct fastdump_words *words, struct block_words *block,
+                             uint32_t module, uint32_t tier) {
     struct fastdump_place *place = &words->place, target = words->target;
-    uint32_t owner = module ? module : given(place, tier), count = block->block->count;
+    uint64_t news = 0, address = block->block->address, begin = 0, end = 0;
+    uint32_t owner = module, count = block->block->count;
+    bool stays = false;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t word = block->words[i], at = block->block->address + block->indexes[i] * 8ull;
+        uint64_t word = block->words[i], at = address + block->indexes[i] * 8ull;
         if (i + AHEAD < count)
             prefetch(&target, block->words[i + AHEAD]);
-        if (!module && !is_at(place, at)) {
-            move_to(place, &words->heap, at);
+        if (!module && at - FASTDUMP_CHUNK_HEADER - begin >= end - begin) {
+            if (!is_at(place, at))
+                move_to(place, &words->heap, at);
+            begin = place->chunk, end = place->end;
             owner = given(place, tier);
+            stays = !owner && place->live && place->segment;
         }
-        block_keep(block, i, !owner && place->live && place->segment);
-        if (!owner || !fastdump_is_in(words->heap_windows, word))
+        block_keep(block, i, stays);
+        if (!owner)
             continue;
         struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
         uint64_t rank = segment ? fastdump_rank_of(segment, word) : 0;
@@ -541,13 +538,12 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
 void fastdump_types_feed(struct fastdump_types *types, const void *data, uint64_t length,
                          uint64_t address) {
     const uint64_t *found = data;
-    uint64_t count = length / 8, near[STRIP_BLOCKS];
+    uint64_t count = length / 8;
+    uint32_t near[STRIP + NEAR_SLACK];
     for (uint64_t strip = 0; strip < count; strip += STRIP) {
         uint64_t left = count - strip < STRIP ? count - strip : STRIP;
-        fastdump_near_of(types->kernel)(types->windows, found + strip, left, near);
-        for (uint64_t block = 0; block * 64 < left; block++)
-            for (uint64_t bits = near[block]; bits; bits &= bits - 1)
-                count_object(types, found, count,
-                             strip + block * 64 + (uint64_t)__builtin_ctzll(bits), address);
+        uint64_t all = fastdump_near_of(types->kernel)(types->windows, found + strip, left, near);
+        for (uint64_t i = 0; i < all; i++)
+            count_object(types, found, count, strip + near[i], address);
     }
 }

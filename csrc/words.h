@@ -31,9 +31,13 @@ static inline struct fastdump_near fastdump_near(const struct fastdump_range *wi
     return near;
 }
 
-/* A bit for each of count words: whether its upper half is that of an address of a window. */
-typedef void fastdump_near_function(const struct fastdump_range *windows, const uint64_t *words,
-                                    uint64_t count, uint64_t *near_ret);
+/*
+ * The indexes of those of count words whose upper half is that of an address of a window; how
+ * many. near_ret has room for all, and for NEAR_SLACK more.
+ */
+#define NEAR_SLACK 4
+typedef uint64_t fastdump_near_function(const struct fastdump_range *windows, const uint64_t *words,
+                                        uint64_t count, uint32_t *near_ret);
 
 fastdump_near_function fastdump_near_scalar, fastdump_near_avx2;
 

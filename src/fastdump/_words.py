@@ -48,7 +48,7 @@ _CAPACITY = 1 << 18
 _MOST_PLACES = 1 << 18
 _WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
-_MOST_SAMPLED = 64 << 20  # bytes
+_MOST_SAMPLED = 32 << 20  # bytes
 
 
 class Hit(NamedTuple):

@@ -25,8 +25,8 @@ _WINDOW = 1 << 30
 # One call into C: short enough to be interrupted.
 _MOST_PIECE = 64 << 20
 _ALL = (1 << 64) - 1
-# What reads a run of pages that hold data.
-_Take = Callable[[Slice], Iterator["Chunk | Gap"]]
+# What reads a part of a slice: whole pages.
+_Read = Callable[[Slice], Iterator["Chunk | Zeros | Gap"]]
 
 
 class LiveSource(Source):
@@ -129,20 +129,20 @@ class LiveSource(Source):
     def walk(self, ranges: Iterable[Range]) -> Iterator[Chunk | Zeros | Gap]:
         with self._told():
             for start, end in ranges:
-                yield from self._walk(start, end, self._chunks)
+                yield from self._walk(start, end, self._parts)
 
     def pour(self, where: Range, sink: Sink) -> Iterator[Gap]:
         if where.start % PAGE_SIZE or where.end % PAGE_SIZE:
             yield from super().pour(where, sink)
             return
 
-        def take(run: Slice) -> Iterator[Gap]:
-            for at in range(0, run.length, _MOST_PIECE):
-                part = run.part(at, min(run.length - at, _MOST_PIECE))
+        def poured(whole: Slice) -> Iterator[Gap]:
+            for at in range(0, whole.length, _MOST_PIECE):
+                part = whole.part(at, min(whole.length - at, _MOST_PIECE))
                 yield from sink.enter_slices(self.process.memory, [part])
 
         with self._told():
-            for part in self._walk(where.start, where.end, take):
+            for part in self._walk(where.start, where.end, poured):
                 if isinstance(part, Gap):
                     yield part
 
@@ -155,7 +155,7 @@ class LiveSource(Source):
         except _native.MemoryGone:
             raise self.process.gone() from None
 
-    def _walk(self, at: int, end: int, take: _Take) -> Iterator[Chunk | Zeros | Gap]:
+    def _walk(self, at: int, end: int, read: _Read) -> Iterator[Chunk | Zeros | Gap]:
         survey = self._all
         numbers = range(len(survey.regions))
         for number in following(numbers, self._starts, at):
@@ -173,26 +173,26 @@ class LiveSource(Source):
             for s in slices:  # --all: one, the whole region
                 while at < stop:
                     window = min(stop, (at // _WINDOW + 1) * _WINDOW)
-                    yield from self._walk_slice(s, at, window, take)
+                    yield from self._walk_slice(s, at, window, read)
                     at = window
             at = stop
         if at < end:
             yield Gap(at, end, NOT_MAPPED, errno.EFAULT)
 
     def _walk_slice(
-        self, s: Slice, at: int, end: int, take: _Take
+        self, s: Slice, at: int, end: int, read: _Read
     ) -> Iterator[Chunk | Zeros | Gap]:
         """A range within a slice: whole pages are asked for, and cut."""
         first = at // PAGE_SIZE * PAGE_SIZE
         last = -(-end // PAGE_SIZE) * PAGE_SIZE
-        for part in self._parts(s.part(first - s.address, last - first), take):
+        for part in read(s.part(first - s.address, last - first)):
             if isinstance(part, Chunk):
                 head = max(at - part.address, 0)
                 yield Chunk(part.address + head, part.data[head : end - part.address])
             else:
                 yield part._replace(start=max(part.start, at), end=min(part.end, end))
 
-    def _parts(self, whole: Slice, take: _Take) -> Iterator[Chunk | Zeros | Gap]:
+    def _parts(self, whole: Slice) -> Iterator[Chunk | Zeros | Gap]:
         at, end = whole.address, whole.address + whole.length
         runs = self.process.memory.runs([whole], PAGE_SIZE, whole.length // PAGE_SIZE)
         for run in [*runs, Range(end, end)]:
@@ -202,7 +202,7 @@ class LiveSource(Source):
                 copier.count([whole.part(at - whole.address, run.start - at)])
                 yield from _with_gaps(at, run.start, copier.gaps)
             if run.start < run.end:
-                yield from take(whole.part(run.start - whole.address, run.end - run.start))
+                yield from self._chunks(whole.part(run.start - whole.address, run.end - run.start))
             at = run.end
 
     @functools.cached_property

@@ -6,10 +6,10 @@ import bisect
 import io
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from fastdump._native import PAGE_SIZE
 from fastdump.addresses import region_name, short_name
-from fastdump.debuginfod import Debuginfod
 from fastdump.demangling import demangled
 from fastdump.errors import FaultError
 from fastdump.live_source import LiveSource
@@ -17,6 +17,9 @@ from fastdump.region import Region
 from fastdump.source import Source
 from fastdump.symbols import Symbols
 from fastdump.text import printable
+
+if TYPE_CHECKING:
+    from fastdump.debuginfod import Debuginfod
 
 # e_shoff, and e_shentsize to e_shstrndx, of Elf64_Ehdr (elf(5)): what they tell of is not mapped.
 _SECTION_HEADERS = ((40, 8), (58, 6))
@@ -35,7 +38,11 @@ class Pointers:
     """
 
     def __init__(self, source: Source, debuginfod: bool = False) -> None:
-        self._debuginfod = Debuginfod() if debuginfod else None
+        self._debuginfod: Debuginfod | None = None
+        if debuginfod:
+            from fastdump.debuginfod import Debuginfod  # 9 ms: subprocess
+
+            self._debuginfod = Debuginfod()
         self._source = source
         self._live = source.process if isinstance(source, LiveSource) else None
         self._starts = [region.start for region in source.regions]

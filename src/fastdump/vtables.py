@@ -103,7 +103,7 @@ class Vtables:
         drop, size, align, method = struct.unpack("<4Q", self._source.read(target, 32))
         if size >= _MOST_SIZE or not 0 < align <= _MOST_ALIGN or align & (align - 1):
             return None
-        if size % align or (not drop and not self._in_module(method)):
+        if size % align or not self._in_module(drop or method):
             return None
         for address, pattern in ((drop, _DROP), (method, _METHOD)):
             symbol = self._pointers.symbol_at(address) if address else None
