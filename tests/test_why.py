@@ -78,8 +78,10 @@ def random_heaps() -> list[Any]:
     for _ in range(60):
         start, data, chunks = random_segment(rng)
         memory = bytearray(data)
-        ranges = [ModuleRange(0x7F0000000000 + n * 0x5000, 0x7F0000004000 + n * 0x5000, n + 1)
-                  for n in range(3)]  # fmt: skip
+        # Without PIE and with it: a kernel compares the upper halves of one, two or three windows.
+        bases = sorted(rng.choices((0x400000, 0x2300000000, 0x550000000000, 0x7F0000000000), k=3))
+        starts = [base + n * 0x5000 for n, base in enumerate(bases)]
+        ranges = [ModuleRange(at, at + 0x4000, n + 1) for n, at in enumerate(starts)]
         words = memoryview(memory).cast("Q")
         headers = {(c[0] - start) // 8 + n for c in chunks for n in (0, 1)}
         for _ in range(len(words) // rng.choice((4, 100))):  # more, and less, than are kept
