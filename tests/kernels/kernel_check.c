@@ -1,10 +1,10 @@
 /*
- * Holds the NEON kernel against the scalar one, on seeded random data; see tests/test_neon.py.
+ * Holds a kernel against the scalar one, on seeded random data; see tests/test_emulated.py.
  *
- *   neon_check SEED CASES
+ *   kernel_check KERNEL SEED CASES
  *
- * Runs where there is neither Python nor an aarch64 CPU: linked statically, under qemu-aarch64.
- * Data, and the array of edges, lie between pages that may not be touched.
+ * Runs where there is neither Python nor a CPU for it: linked statically, under an emulator. Data,
+ * and the array of edges, lie between pages that may not be touched.
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -197,26 +197,27 @@ static uint64_t find_all(int32_t kernel, const struct question *question, const 
     return total;
 }
 
-static void compare(int32_t neon, int32_t scalar, const struct question *question,
+static void compare(int32_t kernel, int32_t scalar, const struct question *question,
                     const unsigned char *data, uint32_t *edges_end) {
     static uint32_t found[MOST + BLOCK], wanted[MOST + BLOCK];
     struct question plain = *question;
     plain.capacity = FASTDUMP_EDGES;
     plain.cut = WHOLE;
     uint64_t right = find_all(scalar, &plain, data, edges_end, wanted);
-    uint64_t count = find_all(neon, question, data, edges_end, found);
+    uint64_t count = find_all(kernel, question, data, edges_end, found);
     for (uint64_t i = 0; i < right || i < count; i++)
         if (i >= right || i >= count || found[i] != wanted[i]) {
             printf("edge %" PRIu64 " of %" PRIu64 " (scalar: of %" PRIu64 "): %" PRId64
                    ", scalar: %" PRId64 "\n",
                    i, count, right, i < count ? (int64_t)found[i] : -1,
                    i < right ? (int64_t)wanted[i] : -1);
-            fail(question, "neon", "its edges are not those of the scalar kernel");
+            fail(question, fastdump_kernel_name(kernel),
+                 "its edges are not those of the scalar kernel");
         }
 }
 
 /* Anchors of 1 to PATTERNS_AT_ONCE patterns, of bytes that are there and under any mask. */
-static void compare_anchors(int32_t neon, int32_t scalar, const struct question *question,
+static void compare_anchors(int32_t kernel, int32_t scalar, const struct question *question,
                             const unsigned char *data) {
     static const unsigned char masks[] = {0xff, 0xff, 0xff, 0xdf, 0xf0, 0x0f, 0};
     static uint64_t found[MOST / BLOCK + 1], wanted[MOST / BLOCK + 1];
@@ -232,10 +233,32 @@ static void compare_anchors(int32_t neon, int32_t scalar, const struct question 
         farthest = anchor->offset > farthest ? anchor->offset : farthest;
     }
     uint64_t blocks = (question->length - farthest) / BLOCK;
-    bool any = fastdump_anchors_of(neon)(anchors, count, data, blocks, found);
+    bool any = fastdump_anchors_of(kernel)(anchors, count, data, blocks, found);
     if (any != fastdump_anchors_of(scalar)(anchors, count, data, blocks, wanted) ||
         memcmp(found, wanted, blocks * sizeof *found))
-        fail(question, "neon", "its anchors are not those of the scalar kernel");
+        fail(question, fastdump_kernel_name(kernel),
+             "its anchors are not those of the scalar kernel");
+}
+
+/* A filter that some windows pass, with any stride. */
+static void compare_windows(int32_t kernel, int32_t scalar, const struct question *question,
+                            const unsigned char *data) {
+    static const uint32_t strides[] = {1, 2, 4};
+    static uint64_t found[MOST / BLOCK + 1], wanted[MOST / BLOCK + 1];
+    static uint32_t filter[1 << 5];
+    if (question->length < 3)
+        return;
+    for (uint64_t i = 0; i < COUNT(filter); i++)
+        filter[i] = (uint32_t)(next_random() & next_random());
+    struct fastdump_search search = {.filter = filter,
+                                     .hash_bits = 5 + (uint32_t)below(6),
+                                     .fold = below(2) ? 0xffffffff : 0xdfdfdfdf,
+                                     .stride = strides[below(COUNT(strides))]};
+    uint64_t blocks = (question->length - 3) / BLOCK;
+    bool any = fastdump_windows_of(kernel)(&search, data, blocks, found);
+    if (any != fastdump_windows_of(scalar)(&search, data, blocks, wanted) ||
+        memcmp(found, wanted, blocks * sizeof *found))
+        fail(question, fastdump_kernel_name(kernel), "its windows are not those of the scalar one");
 }
 
 static int32_t kernel_named(const char *name) {
@@ -253,14 +276,14 @@ int main(int argc, char **argv) {
     static const uint64_t capacities[] = {
         FASTDUMP_LEAST_EDGES, FASTDUMP_LEAST_EDGES + 1, 200, 1000, STRIP, STRIP + 8, 4300,
         FASTDUMP_EDGES};
-    if (argc != 3) {
-        fprintf(stderr, "usage: neon_check SEED CASES\n");
+    if (argc != 4) {
+        fprintf(stderr, "usage: kernel_check KERNEL SEED CASES\n");
         return 2;
     }
-    state = strtoull(argv[1], NULL, 10);
-    uint64_t cases = strtoull(argv[2], NULL, 10), bytes = 0;
+    state = strtoull(argv[2], NULL, 10);
+    uint64_t cases = strtoull(argv[3], NULL, 10), bytes = 0;
     printf("seed %" PRIu64 "\n", state);
-    int32_t neon = kernel_named("neon"), scalar = kernel_named("scalar");
+    int32_t kernel = kernel_named(argv[1]), scalar = kernel_named("scalar");
     unsigned char *data_end = guarded(MOST);
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     unsigned char *data_start = data_end - (MOST + page - 1) / page * page;
@@ -286,10 +309,12 @@ int main(int argc, char **argv) {
             put(data, 0, question.length, &densest[question.encoding], MOST);
         else
             fill(data, question.length);
-        compare(neon, scalar, &question, data, edges_end);
-        compare_anchors(neon, scalar, &question, data);
+        compare(kernel, scalar, &question, data, edges_end);
+        compare_anchors(kernel, scalar, &question, data);
+        compare_windows(kernel, scalar, &question, data);
         bytes += question.length;
     }
-    printf("%" PRIu64 " cases, %" PRIu64 " bytes: the same edges and anchors\n", cases, bytes);
+    printf("%" PRIu64 " cases, %" PRIu64 " bytes: the same edges, anchors and windows\n", cases,
+           bytes);
     return 0;
 }
