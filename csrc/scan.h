@@ -13,17 +13,23 @@ fastdump_find_function fastdump_find_scalar, fastdump_find_avx2, fastdump_find_a
 
 /*
  * Call a function with the number of doublings that a finder needs as a constant, so that what it
- * carries from word to word stays in registers. A doubling too many, a shift by 0, changes nothing.
+ * carries from word to word stays in registers.
  */
-#define STEPS(function, finder, units, found_ret)                                                  \
+#define STEPS(function, finder, ...)                                                               \
     do {                                                                                           \
         if ((finder)->filter == 1)                                                                 \
-            return function(finder, units, 0, found_ret);                                          \
+            return function(finder, 0, __VA_ARGS__);                                               \
+        if ((finder)->filter == 2)                                                                 \
+            return function(finder, 1, __VA_ARGS__);                                               \
         if ((finder)->filter <= 4)                                                                 \
-            return function(finder, units, 2, found_ret);                                          \
+            return function(finder, 2, __VA_ARGS__);                                               \
         if ((finder)->filter <= 8)                                                                 \
-            return function(finder, units, 3, found_ret);                                          \
-        return function(finder, units, 6, found_ret);                                              \
+            return function(finder, 3, __VA_ARGS__);                                               \
+        if ((finder)->filter <= 16)                                                                \
+            return function(finder, 4, __VA_ARGS__);                                               \
+        if ((finder)->filter <= 32)                                                                \
+            return function(finder, 5, __VA_ARGS__);                                               \
+        return function(finder, 6, __VA_ARGS__);                                                   \
     } while (0)
 
 /* One buffer full, length bytes at scan->buffer + HEAD, which lie at address. */

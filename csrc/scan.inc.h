@@ -9,12 +9,13 @@
  *             64 bits, one a byte: printable characters; zero bytes; less than a signed limit
  *   printable_zero()
  *             the same, of what is printable in one block and zero in another
+ *   either()  the bits of one block or another
  *   emit()    the positions of the bits of a word, into an array, in groups that divide 64
  *
  * and may bring two more:
  *
- *   non_zero()      the indexes of words that are not 0, into an array with room for 8 more
- *   edges_of_row()  the same as edges_of_words(), for BLOCKS words
+ *   edges_of_row()    the same as edges_of_words(), for BLOCKS words
+ *   edges_of_strip()  the same, from bytes, of which each is a character
  *
  * Each block of 64 bytes becomes a word `units` with a bit at the last byte of each printable
  * character ("unit") of the encoding. Runs of n units are found by doubling: with
@@ -34,19 +35,6 @@
 #include <string.h>
 
 #include "scan.h"
-
-#ifndef non_zero
-#define non_zero non_zero_words
-TARGET static inline uint32_t non_zero_words(uint32_t *which_ret, const uint64_t *words,
-                                             uint32_t count) {
-    uint32_t some = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        which_ret[some] = i;
-        some += words[i] != 0;
-    }
-    return some;
-}
-#endif
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define BLOCKS 64
@@ -158,11 +146,14 @@ INLINE void both_ended(const uint64_t *restrict row, uint64_t *restrict row_ret,
         row_ret[i] = row[i] & behind(row + i, shift);
 }
 
-/* Units → edges: found_ret[0] is the word of the first block. Returns 0 if all are 0. */
+/*
+ * Units → edges: found_ret[0] is the word of the first block. Returns a bit for each word that is
+ * not 0, that of the first lowest.
+ */
 INLINE uint64_t edges_of_words(struct fastdump_finder *finder, uint64_t *restrict units, int blocks,
                                uint64_t *restrict found_ret) {
     row other;
-    uint64_t *from = units, *to = other, any = 0;
+    uint64_t *from = units, *to = other, some = 0;
     for (int i = 0; i < 6 && finder->shifts[i]; i++) {
         from[0] = finder->carried[i];
         finder->carried[i] = from[blocks];
@@ -173,11 +164,11 @@ INLINE uint64_t edges_of_words(struct fastdump_finder *finder, uint64_t *restric
     }
     from[0] = finder->runs;
     finder->runs = from[blocks];
-    for (int i = 1; i <= blocks; i++) {
+    for (int i = 1; i <= blocks; i++)
         found_ret[i - 1] = from[i] ^ behind(from + i, finder->width);
-        any |= found_ret[i - 1];
-    }
-    return any;
+    for (int i = 0; i < blocks; i++)
+        some |= (uint64_t)(found_ret[i] != 0) << i;
+    return some;
 }
 #ifndef edges_of_row
 #define edges_of_row(finder, units, found_ret) edges_of_words(finder, units, BLOCKS, found_ret)
@@ -201,11 +192,11 @@ INLINE bool is_quiet(const struct fastdump_finder *finder, const uint64_t *units
 INLINE uint64_t edges_of_quiet_row(struct fastdump_finder *finder, uint64_t *units,
                                    uint64_t *found_ret) {
     memset(found_ret, 0, BLOCKS * sizeof *found_ret);
-    uint64_t any = edges_of_words(finder, units, 1, found_ret);
+    uint64_t some = edges_of_words(finder, units, 1, found_ret);
     memset(finder->carried, 0, sizeof finder->carried);
     finder->carried[0] = units[BLOCKS];
     finder->runs = 0;
-    return any;
+    return some;
 }
 
 INLINE uint64_t find_edges(struct fastdump_finder *finder, const unsigned char *data, int blocks,
@@ -213,6 +204,10 @@ INLINE uint64_t find_edges(struct fastdump_finder *finder, const unsigned char *
                            uint64_t *restrict found_ret) {
     const bool wide = encoding > FASTDUMP_8BIT && encoding != FASTDUMP_UTF8;
     const int history = encoding == FASTDUMP_UTF8 ? 8 : wide ? 2 : 0;
+#ifdef edges_of_strip
+    if (blocks == BLOCKS && !history)
+        return edges_of_strip(finder, data, encoding, whitespace, found_ret);
+#endif
     row rows[8], units;
     for (int i = 0; i < history; i++)
         rows[i][0] = finder->history[i];
@@ -226,17 +221,29 @@ INLINE uint64_t find_edges(struct fastdump_finder *finder, const unsigned char *
     return edges_of_words(finder, units, blocks, found_ret);
 }
 
+/* Whether a strip is zeros: after one block of them, more change nothing. */
+INLINE bool is_zero(const unsigned char *data) {
+    block any = load(data);
+    for (int at = 0; at < STRIP && zeros(any) == ~0ull; at += STRIP / 8)
+#pragma GCC unroll 8
+        for (int i = at; i < at + STRIP / 8; i += 64)
+            any = either(any, load(data + i));
+    return zeros(any) == ~0ull;
+}
+
 INLINE int64_t find_in(struct fastdump_finder *finder, const unsigned char *data, uint64_t length,
                        bool last, uint32_t base, uint64_t capacity, uint32_t *edges_ret,
                        uint64_t *count_ret, int encoding, bool whitespace) {
     uint64_t at = 0, count = 0, found[BLOCKS];
     while (length - at >= STRIP + (uint64_t)last && count + STRIP <= capacity) {
-        if (find_edges(finder, data + at, BLOCKS, ~0ull, encoding, whitespace, found)) {
-            /* In a heap a third of the words has edges: no branch, which would be guessed wrong. */
-            uint32_t which[BLOCKS + 8], some = non_zero(which, found, BLOCKS);
-            for (uint32_t i = 0; i < some; i++)
-                count +=
-                    emit(edges_ret + count, found[which[i]], base + (uint32_t)at + which[i] * 64);
+        uint64_t some =
+            is_zero(data + at)
+                ? find_edges(finder, data + at, 1, ~0ull, encoding, whitespace, found)
+                : find_edges(finder, data + at, BLOCKS, ~0ull, encoding, whitespace, found);
+        /* In a heap a third of the words has edges: no branch, which would be guessed wrong. */
+        for (; some; some &= some - 1) {
+            uint32_t i = (uint32_t)__builtin_ctzll(some);
+            count += emit(edges_ret + count, found[i], base + (uint32_t)at + i * 64);
         }
         at += STRIP;
     }

@@ -29,6 +29,10 @@ HELPER uint64_t zeros(block b) {
     return bits(_mm256_cmpeq_epi8(b.low, zero), _mm256_cmpeq_epi8(b.high, zero));
 }
 
+HELPER block either(block a, block b) {
+    return (block){_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
 HELPER uint64_t below(block b, int limit) {
     __m256i limits = _mm256_set1_epi8((char)limit);
     return bits(_mm256_cmpgt_epi8(limits, b.low), _mm256_cmpgt_epi8(limits, b.high));
@@ -70,66 +74,66 @@ HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
     return count;
 }
 
-/* 4 words at a time: of each 4 bits the indexes, one a byte. */
-HELPER uint32_t non_zero_256(uint32_t *which_ret, const uint64_t *words, uint32_t count) {
-    static const uint32_t indexes[16] = {
-        0,    0x00,   0x01,   0x0100,   0x02,   0x0200,   0x0201,   0x020100,
-        0x03, 0x0300, 0x0301, 0x030100, 0x0302, 0x030200, 0x030201, 0x03020100,
-    };
-    uint32_t some = 0;
-    for (uint32_t i = 0; i < count; i += 4) {
-        __m256i four = _mm256_loadu_si256((const __m256i *)(words + i));
-        __m256i none = _mm256_cmpeq_epi64(four, _mm256_setzero_si256());
-        uint32_t mask = 15 ^ (uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(none));
-        __m128i which = _mm_cvtepu8_epi32(_mm_cvtsi32_si128((int)indexes[mask]));
-        _mm_storeu_si128((__m128i *)(which_ret + some),
-                         _mm_add_epi32(which, _mm_set1_epi32((int)i)));
-        some += (uint32_t)_mm_popcnt_u32(mask);
-    }
-    return some;
-}
-#define non_zero non_zero_256
-
-/* Words shifted together with those before them; *before has the last of those lowest. */
-HELPER __m256i behind_256(__m256i words, __m256i *before, __m128i count, __m128i rest) {
-    __m256i rotated = _mm256_permute4x64_epi64(words, 0x93);
-    __m256i previous = _mm256_blend_epi32(rotated, *before, 3);
-    *before = rotated;
-    return _mm256_or_si256(_mm256_sll_epi64(words, count), _mm256_srl_epi64(previous, rest));
+/* The word << count, the bits that come in from the one before. */
+HELPER uint64_t behind_64(uint64_t word, uint64_t *before, uint32_t count) {
+    uint64_t rest = *before >> (64 - count);
+    *before = word;
+    return (word << count) + rest; /* an lea, which | is not */
 }
 
-/* 4 words at a time, in registers: a row that is read as it was written, but one word off, waits.
+/* In from the top, whether a word is 0: two instructions, which the compiler does not find. */
+HELPER void shift_in_none(uint64_t *none, uint64_t word) {
+    __asm__("cmp $1, %1\n\trcr %0" : "+r"(*none) : "r"(word) : "cc");
+}
+
+/*
+ * A word at a time, in general registers, beside the vector registers in which bytes are
+ * classified: of units, or without any of data. Of the shifts only the last is no power of 2.
  */
-HELPER uint64_t edges_of_row_256(struct fastdump_finder *finder, const uint64_t *units, int steps,
-                                 uint64_t *found_ret) {
-    __m256i carried[7], any = _mm256_setzero_si256();
-    __m128i shifts[7], rests[7];
-    for (int i = 0; i <= steps; i++) {
-        uint32_t shift = i < steps ? finder->shifts[i] : finder->width;
-        shifts[i] = _mm_cvtsi32_si128((int)shift);
-        rests[i] = _mm_cvtsi32_si128((int)(64 - shift)); /* a shift by 64 gives 0 */
-        carried[i] = _mm256_set1_epi64x((long long)(i < steps ? finder->carried[i] : finder->runs));
-    }
-    for (int at = 0; at < 64; at += 4) {
-        __m256i words = _mm256_loadu_si256((const __m256i *)(units + 1 + at));
-        for (int i = 0; i < steps; i++)
-            words = _mm256_and_si256(words, behind_256(words, &carried[i], shifts[i], rests[i]));
-        words = _mm256_xor_si256(words,
-                                 behind_256(words, &carried[steps], shifts[steps], rests[steps]));
-        _mm256_storeu_si256((__m256i *)(found_ret + at), words);
-        any = _mm256_or_si256(any, words);
-    }
-    for (int i = 0; i <= steps; i++)
-        *(i < steps ? &finder->carried[i] : &finder->runs) =
-            (uint64_t)_mm256_extract_epi64(carried[i], 0);
-    return !_mm256_testz_si256(any, any);
+HELPER uint64_t edges_of_row_64(struct fastdump_finder *finder, int steps, uint32_t last,
+                                uint32_t width, const uint64_t *units, const unsigned char *data,
+                                int encoding, bool whitespace, uint64_t *restrict found_ret) {
+    uint64_t carried[6], runs = finder->runs, none = 0;
+    for (int i = 0; i < steps; i++)
+        carried[i] = finder->carried[i];
+    for (int at = 0; at < 64; at += 8)
+#pragma GCC unroll 8
+        for (int i = at; i < at + 8; i++) {
+            uint64_t word = units ? units[i] : printable(load(data + 64 * i), encoding, whitespace);
+#pragma GCC unroll 6
+            for (int step = 0; step < steps; step++)
+                word &= behind_64(word, &carried[step], step < steps - 1 ? width << step : last);
+            word ^= behind_64(word, &runs, width);
+            found_ret[i] = word;
+            shift_in_none(&none, word);
+        }
+    for (int i = 0; i < steps; i++)
+        finder->carried[i] = carried[i];
+    finder->runs = runs;
+    return ~none;
 }
 
-HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
-                                uint64_t *found_ret) {
-    STEPS(edges_of_row_256, finder, units, found_ret);
+HELPER uint64_t edges_of_row_by(struct fastdump_finder *finder, int steps, uint32_t width,
+                                const uint64_t *units, const unsigned char *data, int encoding,
+                                bool whitespace, uint64_t *found_ret) {
+    uint32_t last = steps ? finder->shifts[steps - 1] : 0;
+    return edges_of_row_64(finder, steps, last, width, units, data, encoding, whitespace,
+                           found_ret);
+}
+
+TARGET static uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
+                                       uint64_t *found_ret) {
+    STEPS(edges_of_row_by, finder, finder->width, units + 1, NULL, 0, false, found_ret);
 }
 #define edges_of_row edges_of_row_of
+
+HELPER uint64_t edges_of_strip_of(struct fastdump_finder *finder, const unsigned char *data,
+                                  int encoding, bool whitespace, uint64_t *found_ret) {
+    if (finder->filter == 4) /* the default: shifts by a constant are faster */
+        return edges_of_row_64(finder, 2, 2, 1, NULL, data, encoding, whitespace, found_ret);
+    STEPS(edges_of_row_by, finder, 1, NULL, data, encoding, whitespace, found_ret);
+}
+#define edges_of_strip edges_of_strip_of
 
 HELPER block fill(unsigned char byte) {
     __m256i all = _mm256_set1_epi8((char)byte);

@@ -16,6 +16,8 @@ HELPER block load(const unsigned char *from) { return _mm512_loadu_si512(from); 
 
 HELPER uint64_t zeros(block b) { return _mm512_testn_epi8_mask(b, b); }
 
+HELPER block either(block a, block b) { return _mm512_or_si512(a, b); }
+
 HELPER uint64_t below(block b, int limit) {
     return _mm512_cmplt_epi8_mask(b, _mm512_set1_epi8((char)limit));
 }
@@ -38,22 +40,6 @@ HELPER uint64_t printable_zero(block text, block zero, bool whitespace) {
     return printable(text, FASTDUMP_UTF16LE, whitespace) & zeros(zero);
 }
 
-/* 8 words at a time. */
-HELPER uint32_t non_zero_512(uint32_t *which_ret, const uint64_t *words, uint32_t count) {
-    __m256i which = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    uint32_t some = 0;
-    for (uint32_t i = 0; i < count; i += 8) {
-        __m512i eight = _mm512_loadu_si512(words + i);
-        __mmask8 mask = _mm512_test_epi64_mask(eight, eight);
-        _mm256_storeu_si256((__m256i *)(which_ret + some),
-                            _mm256_maskz_compress_epi32(mask, which));
-        some += (uint32_t)_mm_popcnt_u32(mask);
-        which = _mm256_add_epi32(which, _mm256_set1_epi32(8));
-    }
-    return some;
-}
-#define non_zero non_zero_512
-
 /* Words shifted together with those before them: one instruction, and no trip through memory. */
 HELPER __m512i behind_512(__m512i words, __m512i *before, __m512i count) {
     __m512i shifted = _mm512_alignr_epi64(words, *before, 7); /* the word before each word */
@@ -61,9 +47,10 @@ HELPER __m512i behind_512(__m512i words, __m512i *before, __m512i count) {
     return _mm512_shldv_epi64(words, shifted, count);
 }
 
-HELPER uint64_t edges_of_row_512(struct fastdump_finder *finder, const uint64_t *units, int steps,
+HELPER uint64_t edges_of_row_512(struct fastdump_finder *finder, int steps, const uint64_t *units,
                                  uint64_t *found_ret) {
-    __m512i carried[7], shifts[7], any = _mm512_setzero_si512();
+    __m512i carried[7], shifts[7];
+    uint64_t some = 0;
     for (int i = 0; i < steps; i++) {
         carried[i] = _mm512_set1_epi64((long long)finder->carried[i]);
         shifts[i] = _mm512_set1_epi64(finder->shifts[i]);
@@ -76,14 +63,14 @@ HELPER uint64_t edges_of_row_512(struct fastdump_finder *finder, const uint64_t 
             words = _mm512_and_si512(words, behind_512(words, &carried[i], shifts[i]));
         words = _mm512_xor_si512(words, behind_512(words, &carried[steps], shifts[steps]));
         _mm512_storeu_si512(found_ret + at, words);
-        any = _mm512_or_si512(any, words);
+        some |= (uint64_t)_mm512_test_epi64_mask(words, words) << at;
     }
     uint64_t last[8];
     for (int i = 0; i <= steps; i++) {
         _mm512_storeu_si512(last, carried[i]);
         *(i < steps ? &finder->carried[i] : &finder->runs) = last[7];
     }
-    return _mm512_test_epi64_mask(any, any);
+    return some;
 }
 
 HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,

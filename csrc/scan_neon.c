@@ -29,6 +29,12 @@ HELPER uint64_t zeros(block b) {
     return bits(vceqzq_u8(b.val[0]), vceqzq_u8(b.val[1]), vceqzq_u8(b.val[2]), vceqzq_u8(b.val[3]));
 }
 
+HELPER block either(block a, block b) {
+    for (int i = 0; i < 4; i++)
+        a.val[i] = vorrq_u8(a.val[i], b.val[i]);
+    return a;
+}
+
 HELPER uint8x16_t below_quarter(uint8x16_t b, int limit) {
     return vcltq_s8(vreinterpretq_s8_u8(b), vdupq_n_s8((int8_t)limit));
 }

@@ -306,6 +306,31 @@ def test_random_bytes(encoding: str, rng: random.Random) -> None:
 
 
 @encodings
+def test_strips_of_zeros_around_strings(encoding: str, rng: random.Random) -> None:
+    """Strings end, or are cut, where a strip of zeros begins, and begin where one ends."""
+    unit = UNITS[encoding]
+    for i in range(80):
+        min_length = rng.choice(MIN_LENGTHS)
+        data = bytearray(7 * STRIP)
+        for strip in (2, 5):  # two or three of zeros before and behind each
+            text = unit * max(min_length + rng.randrange(-1, 2), 1)
+            if rng.random() < 0.3:
+                text += rng.choice(PIECES)
+            start = strip * STRIP + rng.randrange(-9, 10)
+            if rng.random() < 0.5:
+                start -= len(text)
+            data[start : start + len(text)] = text
+        whole = bytes(data)
+        cut = rng.choice((2, 3, 5, 6)) * STRIP + rng.choice((-BLOCK, 0, 0, BLOCK))
+        wanted = runs_that_pass(whole, encoding, False)(min_length)
+        for kernel in kernels():
+            stream = Stream(kernel, encoding, min_length, False)
+            stream.feed(whole[:cut], False)
+            stream.feed(whole[cut:], True)
+            assert stream.runs() == wanted, (i, kernel, min_length)
+
+
+@encodings
 @each_kernel
 def test_every_byte_is_in_its_class(kernel: str, encoding: str) -> None:
     """Each of the 256 alone, at every place of its character."""
