@@ -38,17 +38,20 @@ HELPER uint64_t below(block b, int limit) {
     return bits(_mm256_cmpgt_epi8(limits, b.low), _mm256_cmpgt_epi8(limits, b.high));
 }
 
-/* 0x20 to 0x7e and tab; all above 0x7f where the encoding (1) has 8 bits; \n \v \f \r as well. */
+/*
+ * 0x20 to 0x7e and tab; all above 0x7f where the encoding has 8 bits; \n \v \f \r as well:
+ * in the highest bit, which movemask takes. It is the carry of 0x20 - b + a number that the lower
+ * half of b chooses, in three instructions: with 0x60 there is one for all from 0x20 to 0x7f, with
+ * 0x50 not for 0x7f, with 0xf0 for some below 0x10 too; above 0x7f the number is 0. (The average
+ * adds the 1 that 0x1f lacks.)
+ */
 HELPER __m256i printable_half(__m256i b, int encoding, bool whitespace) {
-    /* Comparisons are signed: 0x7f + 1 and all above are negative. */
-    __m256i yes =
-        _mm256_cmpgt_epi8(_mm256_add_epi8(b, _mm256_set1_epi8(1)), _mm256_set1_epi8(0x20));
-    if (whitespace)
-        yes = _mm256_or_si256(yes, _mm256_and_si256(_mm256_cmpgt_epi8(b, _mm256_set1_epi8(8)),
-                                                    _mm256_cmpgt_epi8(_mm256_set1_epi8(14), b)));
-    else
-        yes = _mm256_or_si256(yes, _mm256_cmpeq_epi8(b, _mm256_set1_epi8(9)));
-    return encoding == 1 ? _mm256_or_si256(yes, b) : yes; /* movemask takes the highest bit */
+    const char tab = (char)0xf0, other = whitespace ? tab : 0x60;
+    const __m128i numbers = _mm_setr_epi8(0x60, 0x60, 0x60, 0x60, 0x60, 0x60, 0x60, 0x60, 0x60, tab,
+                                          other, other, other, other, 0x60, 0x50);
+    __m256i number = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(numbers), b);
+    __m256i yes = _mm256_avg_epu8(number, _mm256_sub_epi8(_mm256_set1_epi8(0x1f), b));
+    return encoding == FASTDUMP_8BIT ? _mm256_or_si256(yes, b) : yes;
 }
 
 HELPER uint64_t printable(block b, int encoding, bool whitespace) {
