@@ -247,7 +247,9 @@ INLINE int64_t find_in(struct fastdump_finder *finder, const unsigned char *data
         }
         at += STRIP;
     }
-    while (length - at >= 64 + (uint64_t)last && count + 64 <= capacity) {
+    /* Block by block is slow: a strip that an empty array has room for is left to the next call. */
+    bool strips = capacity >= STRIP && length - at >= STRIP + (uint64_t)last;
+    while (!strips && length - at >= 64 + (uint64_t)last && count + 64 <= capacity) {
         find_edges(finder, data + at, 1, ~0ull, encoding, whitespace, found);
         count += emit(edges_ret + count, found[0], base + (uint32_t)at);
         at += 64;
