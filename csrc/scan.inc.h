@@ -28,7 +28,8 @@
  * zero, its other bytes are), so the edges of two runs never cross.
  *
  * The words of a strip of blocks are computed in rows, a step after the other: those loops have no
- * branch, and the compiler makes them vector code too (8 words at a time with AVX-512).
+ * branch, and the compiler makes them vector code too (8 words at a time with AVX-512; AVX2 takes a
+ * word through all steps instead).
  *
  * UTF-8 needs to look ahead 3 bytes from the first byte of a character: its words are 3 late.
  */

@@ -73,8 +73,8 @@ HELPER uint64_t edges_of_row_512(struct fastdump_finder *finder, int steps, cons
     return some;
 }
 
-HELPER uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
-                                uint64_t *found_ret) {
+TARGET static uint64_t edges_of_row_of(struct fastdump_finder *finder, const uint64_t *units,
+                                       uint64_t *found_ret) {
     STEPS(edges_of_row_512, finder, units, found_ret);
 }
 #define edges_of_row edges_of_row_of
