@@ -758,6 +758,9 @@ struct fastdump_words {
     uint64_t cell_count;
     uint64_t pages[FASTDUMP_PAGE_CLASSES]; /* of all cells */
     uint64_t cell_pages; /* that make a cell full: 1 at first, doubled when there are too many */
+    uint64_t *todo;      /* chunks that got an owner when their own words had been gone through */
+    uint64_t todo_capacity;
+    uint64_t todo_used;
     struct fastdump_place place;
     struct fastdump_place target;
     int32_t kernel;
@@ -818,10 +821,22 @@ void fastdump_words_settle(struct fastdump_words *words);
  * Give chunks without an owner that of what points to them, up to a block whose words are not kept:
  * the owner of the chunk that a word lies in, or module, which is not 0 for the data of one. tier:
  * PARENT (only chunks whose owner is known by their words), GLOBAL, FURTHER (all). Returns how
- * many. Only words stay that may still give an owner.
+ * many. Only words stay that may still give an owner. What FURTHER finds further back is put into
+ * todo, while there is room.
  */
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier);
+
+#define FASTDUMP_CHASED 4096 /* bytes: they lie in the pages of two headers, which were read */
+
+/*
+ * Read the chunks in todo one by one, from slices as of fastdump_reach_chase, and give what they
+ * point to their owners, and so on: for chains in any order. Chunks of more than CHASED bytes, and
+ * the last one, are left out: no page is touched that the walk did not read. At most limit chunks
+ * are read. Returns how many got an owner.
+ */
+uint64_t fastdump_words_chase(struct fastdump_words *words, const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count, uint64_t limit);
 
 #define FASTDUMP_BESIDE 16 /* words */
 

@@ -370,6 +370,11 @@ static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     __builtin_prefetch(&segment->ranks_within[at / 1024]);
 }
 
+static inline void put_todo(struct fastdump_words *words, uint64_t chunk) {
+    if (words->todo_used < words->todo_capacity)
+        words->todo[words->todo_used++] = chunk;
+}
+
 CLONED
 static uint64_t follow_block(struct fastdump_words *words, struct block_words *block,
                              uint32_t module, uint32_t tier) {
@@ -401,6 +406,8 @@ static uint64_t follow_block(struct fastdump_words *words, struct block_words *b
         own(words, &segment->owners[rank - 1], chunk, fastdump_chunk_end(segment, chunk), owner,
             tier);
         news++;
+        if (tier == FASTDUMP_FURTHER && chunk < begin)
+            put_todo(words, chunk);
     }
     words->target = target;
     return news;
@@ -412,6 +419,45 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kep
     struct block_words at;
     for (; block_begin(&at, kept); block_end(&at))
         news += follow_block(words, &at, module, tier);
+    return news;
+}
+
+/* Give what the words of a chunk point to its owner, and put it into todo. */
+static uint64_t chase_words(struct fastdump_words *words, const uint64_t *found, uint64_t count,
+                            uint32_t owner) {
+    uint64_t news = 0;
+    struct fastdump_place *target = &words->target;
+    for (uint64_t i = 0; i < count; i++) {
+        if (!fastdump_is_in(words->heap_windows, found[i]))
+            continue;
+        struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, found[i]);
+        uint64_t chunk = segment ? fastdump_chunk_in(target, segment, found[i]) : 0;
+        if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
+            continue;
+        own(words, owner_of(segment, chunk), chunk, fastdump_chunk_end(segment, chunk), owner,
+            FASTDUMP_FURTHER);
+        put_todo(words, chunk);
+        news++;
+    }
+    return news;
+}
+
+uint64_t fastdump_words_chase(struct fastdump_words *words, const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count, uint64_t limit) {
+    uint64_t news = 0, found[FASTDUMP_CHASED / 8];
+    struct fastdump_place place = {.end = 0};
+    for (; words->todo_used && limit; limit--) {
+        uint64_t chunk = words->todo[--words->todo_used];
+        const struct fastdump_segment *segment = fastdump_segment_of(&place, &words->heap, chunk);
+        uint64_t end = fastdump_chunk_end(segment, chunk);
+        /* Its user has the first word of the next header, too. */
+        struct fastdump_range range = {.start = chunk + FASTDUMP_CHUNK_HEADER, .end = end + 8};
+        uint64_t length = range.end - range.start;
+        if (end < segment->next && length <= sizeof found &&
+            fastdump_read_range(target, slices, count, &range, found))
+            news += chase_words(words, found, length / 8,
+                                *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1));
+    }
     return news;
 }
 

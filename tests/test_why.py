@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -23,6 +24,7 @@ import targets
 from fastdump._heap import Segment, joined, size_classes
 from fastdump._native import OURS, PLAIN, Memory, Slice, address_of
 from fastdump._words import (
+    FURTHER,
     PARENT,
     SIZE_FIXED,
     SIZE_LIST,
@@ -134,6 +136,17 @@ def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
         assert sum(s.bytes for s in joined(sizes)) == sum(live)
 
 
+@contextlib.contextmanager
+def file_of(memory: bytes | bytearray) -> Iterator[int]:
+    """A descriptor of a file that holds it."""
+    fd = os.memfd_create("memory")
+    try:
+        assert os.pwrite(fd, memory, 0) == len(memory)
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def reader(start: int, data: bytes | bytearray) -> Callable[[Range], list[tuple[int, bytes]]]:
     """What reads memory again."""
     return lambda r: [(r.start, bytes(data[r.start - start : r.end - start]))]
@@ -187,6 +200,48 @@ def test_parents_give_their_owner_to_one_generation() -> None:
     words.count()
     assert words.follow(PARENT) == 1
     assert list(words.owned[5].bytes[:3]) == [64, 0, 64]
+
+
+def test_owners_are_those_of_a_plain_search() -> None:
+    """Chains and graphs in any order, in blocks whose words are kept and in those that are not."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    start, module = 0x10000, ModuleRange(0x7F0000000000, 0x7F0000001000, 5)
+    for _ in range(40):
+        size = rng.choice((48, 64, 1008))  # with three pointers: more, and less, than are kept
+        chunks = [start + size * n for n in range(rng.randrange(2, 400))]
+        order = rng.sample(chunks, len(chunks))
+        direct = {order[0], *(c for c in chunks if not rng.randrange(99))}
+        words = {chunk + 16: module.start for chunk in direct}
+        targets: dict[int, set[int]] = {chunk: set() for chunk in chunks}
+        for before, after in itertools.pairwise(order):
+            pointed = [after] * (rng.randrange(50) > 0) + [rng.choice(chunks)] * rng.randrange(2)
+            for at, target in zip((rng.choice((24, size)), 32), pointed, strict=False):
+                words[before + at] = target + rng.choice((16, size - 8))
+                targets[before].add(target)
+        memory = bytearray(size * len(chunks) + 16)
+        for at, word in (*((c + 8, size | 1) for c in chunks), (start + len(memory) - 8, 17)):
+            memory[at - start : at - start + 8] = word.to_bytes(8, "little")
+        for at, word in words.items():
+            memory[at - start : at - start + 8] = word.to_bytes(8, "little")
+        segment = Segment(start, start + len(memory))
+        assert segment.feed(start, memory)
+        found = Words([module], Heap([segment]), reader(start, memory))
+        found.enter(start, memory)
+        found.count()
+        parents = set().union(*(targets[chunk] for chunk in direct)) - direct
+        assert found.follow(PARENT) == len(parents)
+        further, news = set[int](), parents
+        while news:
+            news = set().union(*(targets[chunk] for chunk in news)) - direct - parents - further
+            further |= news
+        most, total, rounds = rng.choice((1, 1 << 20)), 0, 0
+        with file_of(memory) as fd:
+            s = Slice(start, len(memory), 0, PLAIN, fd)
+            while more := found.follow(FURTHER) + found.chase(Memory.of_files(), [s], most):
+                total, rounds = total + more, rounds + 1
+        assert total == len(further)
+        assert rounds <= 2 or most == 1  # the last chunk is read with all others only
 
 
 def test_holders_are_those_of_a_plain_loop() -> None:

@@ -48,6 +48,7 @@ _CAPACITY = 1 << 18
 _MOST_PLACES = 1 << 18
 _WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
+_MOST_TODO = 1 << 20
 _MOST_SAMPLED = 32 << 20  # bytes
 
 
@@ -227,6 +228,9 @@ class Words:
         self._buffer = aligned_buffer(CHUNK_SIZE)
         words.buffer, words.size = _cast("unsigned char *", self._buffer), CHUNK_SIZE
         words.kept_capacity, words.blocks_capacity = _MOST_KEPT, _MOST_BLOCKS
+        self._todo = zeroed(_MOST_TODO * 8)
+        words.todo = ffi.cast("uint64_t *", ffi.from_buffer(self._todo))
+        words.todo_capacity = _MOST_TODO
         self._c_gaps = ffi.new("struct fastdump_gap[]", _GAP_CAPACITY)
         self._kept: list[_Kept] = []
         self._make_room()
@@ -351,6 +355,20 @@ class Words:
         """Give chunks the owner of the chunk that points to them; how many got one."""
         news = sum(lib.fastdump_words_follow(self._words, k, 0, tier) for k in self._replay())
         lib.fastdump_words_settle(self._words)
+        return int(news)
+
+    def chase(self, memory: Memory, slices: Sequence[Slice], most: int) -> int:
+        """After ``follow(FURTHER)``: follow what that found further back, from chunk to chunk.
+
+        Args:
+            memory: What of it *slices* say is read, chunk by chunk: *most* chunks.
+
+        Returns:
+            How many chunks got an owner.
+        """
+        args = memory._target, _c_slices(slices), len(slices), most
+        news = lib.fastdump_words_chase(self._words, *args)
+        self._words.todo_used = 0  # the rest is found when all is gone through again
         return int(news)
 
     def follow_data(self, where: Range, module: int) -> int:

@@ -46,6 +46,7 @@ from fastdump.vtables import TypeName, Vtables
 _MOST_TARGETS = 2048  # that are looked at for types
 # Of live bytes: with less than that without an owner, no further chunk is looked for.
 _ENOUGH = 0.01
+_MOST_CHASED = 1 << 20  # chunks a round, each read by itself: 2 s
 _MOST_ROUNDS = 3  # over memory, each for what the one before has found
 _STANDS_OUT = 0.05  # of the pointers to the chunks of a module: what another one has
 
@@ -410,9 +411,13 @@ class _Inquiry:
         for where, module in self._module_data():
             words.follow_data(where, module)
         for _ in range(_MOST_ROUNDS):
-            if not self._glibc or self._unowned(words) <= self._glibc.live_bytes * _ENOUGH:
+            if self._is_enough(words):
                 break
-            if not words.follow(FURTHER):
+            news = words.follow(FURTHER)
+            if self._is_enough(words):
+                break
+            news += words.chase(*self._source.direct(), _MOST_CHASED)
+            if not news:
                 break
 
     def _module_data(self) -> Iterator[tuple[Range, int]]:
@@ -422,9 +427,11 @@ class _Inquiry:
             if module and region.writable and region.private:
                 yield Range(region.start, region.end), module
 
-    def _unowned(self, words: Words) -> int:
-        assert self._glibc
-        return self._glibc.live_bytes - sum(sum(found.bytes) for found in words.owned)
+    def _is_enough(self, words: Words) -> bool:
+        if not self._glibc:
+            return True
+        live = self._glibc.live_bytes
+        return live - sum(sum(found.bytes) for found in words.owned) <= live * _ENOUGH
 
     # --- tables --------------------------------------------------------------------------
 
