@@ -601,11 +601,11 @@ void fastdump_segment_sizes(const struct fastdump_segment *segment,
 /*
  * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
  * lie in length bytes at address and which end by limit; how many. *next_ret becomes where the next
- * one may lie.
+ * one may lie. uncounted: bytes of each that its size leaves out: its header since glibc 2.43.
  */
 int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
-                               uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
-                               struct fastdump_range *chunks_ret);
+                               uint64_t uncounted, uint64_t page_size, uint64_t capacity,
+                               uint64_t *next_ret, struct fastdump_range *chunks_ret);
 
 /* Where words hold their own address plus delta; how many, at most capacity. */
 int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t address, int64_t delta,

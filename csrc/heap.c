@@ -17,34 +17,35 @@
 
 /*
  * What malloc keeps for each thread (tcache_perthread_struct) is a chunk like any other. Of glibc
- * 2.26, 2.30 and 2.42: counts, then the first entry of each list.
+ * 2.26, 2.30, 2.42 and 2.43: counts, then the first entry of each list.
  */
 static const struct cache_layout {
     uint64_t size; /* of the chunk */
     uint64_t bins;
     uint64_t width; /* of a count */
     bool counts;    /* how many there are; since 2.42 how many more there may be */
-} cache_layouts[] = {{0x250, 64, 1, true}, {0x290, 64, 2, true}, {0x300, 76, 2, false}};
+} cache_layouts[] = {
+    {0x250, 64, 1, true}, {0x290, 64, 2, true}, {0x300, 76, 2, false}, {0x310, 76, 2, false}};
 
-static bool may_be_cache(const unsigned char *user, uint64_t size) {
-    for (size_t i = 0; i < sizeof cache_layouts / sizeof *cache_layouts; i++) {
-        const struct cache_layout *layout = &cache_layouts[i];
-        uint64_t used = 0, bin = 0;
-        if (size != layout->size)
-            continue;
-        for (; bin < layout->bins; bin++) {
-            uint64_t entry;
-            uint16_t count = 0;
-            memcpy(&entry, user + layout->bins * layout->width + bin * 8, 8);
-            memcpy(&count, user + bin * layout->width, layout->width);
-            if (entry % 16 || entry >> 56 || (layout->counts && !count != !entry))
-                break;
-            used += entry != 0;
-        }
-        if (used && bin == layout->bins)
-            return true;
+static const struct cache_layout *cache_layout_of(uint64_t size) {
+    for (size_t i = 0; i < sizeof cache_layouts / sizeof *cache_layouts; i++)
+        if (size == cache_layouts[i].size)
+            return &cache_layouts[i];
+    return NULL;
+}
+
+static bool may_be_cache(const struct cache_layout *layout, const unsigned char *user) {
+    uint64_t used = 0;
+    for (uint64_t bin = 0; bin < layout->bins; bin++) {
+        uint64_t entry;
+        uint16_t count = 0;
+        memcpy(&entry, user + layout->bins * layout->width + bin * 8, 8);
+        memcpy(&count, user + bin * layout->width, layout->width);
+        if (entry % 16 || entry >> 56 || (layout->counts && !count != !entry))
+            return false;
+        used += entry != 0;
     }
-    return false;
+    return used;
 }
 
 void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) {
@@ -85,8 +86,9 @@ static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t
         segment->tally.live++;
         segment->tally.live_bytes += size;
         uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
-        if ((size == 0x250 || size == 0x290 || size == 0x300) &&
-            (behind + 8 > end || may_be_cache(bytes + (segment->next + 16 - address), size)) &&
+        const struct cache_layout *layout = cache_layout_of(size);
+        if (layout &&
+            (behind + 8 > end || may_be_cache(layout, bytes + (segment->next + 16 - address))) &&
             segment->caches_found < segment->caches_capacity)
             segment->caches[segment->caches_found++] = segment->next;
         segment->last = segment->next;
@@ -130,11 +132,11 @@ void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t sta
  * The bytes of a mapping of a chunk, 0 if it is none. An aligned one has a second header further
  * on, which tells how far; after a realloc that one alone is right.
  */
-static uint64_t mapping_of(const unsigned char *page, uint64_t page_size) {
+static uint64_t mapping_of(const unsigned char *page, uint64_t uncounted, uint64_t page_size) {
     uint64_t words[2], size = 0;
     for (uint64_t lead = 0; lead < page_size; lead += 16) {
         memcpy(words, page + lead, sizeof words);
-        uint64_t found = (words[1] & ~(uint64_t)FLAGS) + lead;
+        uint64_t found = (words[1] & ~(uint64_t)FLAGS) + lead + uncounted;
         bool fits = words[0] == lead && (words[1] & FLAGS) == IS_MMAPPED && found > lead &&
                     found % page_size == 0;
         if (lead == 0 && !fits)
@@ -192,13 +194,13 @@ uint64_t fastdump_segment_rank(struct fastdump_segment *segment) {
 }
 
 int64_t fastdump_mapped_chunks(const void *data, uint64_t length, uint64_t address, uint64_t limit,
-                               uint64_t page_size, uint64_t capacity, uint64_t *next_ret,
-                               struct fastdump_range *chunks_ret) {
+                               uint64_t uncounted, uint64_t page_size, uint64_t capacity,
+                               uint64_t *next_ret, struct fastdump_range *chunks_ret) {
     const unsigned char *bytes = data;
     uint64_t found = 0, at = address > *next_ret ? address : *next_ret;
     for (at = (at + page_size - 1) & -page_size;
          at + page_size <= address + length && found < capacity; at += page_size) {
-        uint64_t size = mapping_of(bytes + (at - address), page_size);
+        uint64_t size = mapping_of(bytes + (at - address), uncounted, page_size);
         if (size && size <= limit - at) {
             chunks_ret[found++] = (struct fastdump_range){.start = at, .end = at + size};
             at += size - page_size;

@@ -215,10 +215,14 @@ class FreeLists:
 
 
 class MappedChunks:
-    """The chunks that malloc has mapped each by itself, in one region that ends at *limit*."""
+    """The chunks that malloc has mapped each by itself, in one region that ends at *limit*.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    Args:
+        uncounted: Bytes of each that its size leaves out.
+    """
+
+    def __init__(self, limit: int, uncounted: int) -> None:
+        self._limit, self._uncounted = limit, uncounted
         self._next = ffi.new("uint64_t *")
         self._found = ffi.new("struct fastdump_range[]", _BATCH)
 
@@ -230,11 +234,10 @@ class MappedChunks:
     def feed(self, address: int, data: Any) -> Iterator[Range]:
         """Those whose headers lie in *data*; all from :attr:`next` on must be fed, in order."""
         view = ffi.from_buffer(data)
+        args = view, len(view), address, self._limit, self._uncounted, PAGE_SIZE, _BATCH
         count = _BATCH
         while count == _BATCH:
-            count = lib.fastdump_mapped_chunks(
-                view, len(view), address, self._limit, PAGE_SIZE, _BATCH, self._next, self._found
-            )
+            count = lib.fastdump_mapped_chunks(*args, self._next, self._found)
             yield from [Range(r.start, r.end) for r in self._found[0:count]]
 
 

@@ -1,7 +1,8 @@
 """glibc's malloc from outside: its arenas, and which chunks of them are live; without symbols.
 
-Source: glibc's malloc/malloc.c and malloc/arena.c, 2.28 to 2.42, 64 bits, little endian. The layout
-of ``struct malloc_state`` is the same in all of these; chunks are those of all. Whether it was
+Source: glibc's malloc/malloc.c and malloc/arena.c, 2.28 to 2.43, 64 bits, little endian. The layout
+of ``struct malloc_state`` is the same in all of these but for fastbins, which 2.43 has not; chunks
+are those of all. Whether it was
 understood is checked against the allocator's own totals (``system_mem``, ``mmapped_mem``).
 
 Consistency: that of the source. Of a process that runs, arenas may change under the walk; then the
@@ -18,6 +19,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fastdump._heap import (
     HEADER,
@@ -35,11 +37,30 @@ from fastdump.labels import Kind
 from fastdump.region import Range
 from fastdump.source import CHUNK_SIZE, Chunk, Source, Zeros
 
-# struct malloc_state: mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder,
-# bins[254], binmap[4], next, next_free, attached_threads, system_mem, max_system_mem.
-_STATE = struct.Struct("<3I4x10QQQ254Q4IQQQQQ")
-_BINS = 112  # the offset of bins
-_NEXT = 2160
+
+class _State(NamedTuple):
+    """A layout of struct malloc_state, and what goes with it.
+
+    mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder, bins[254], binmap[4], next,
+    next_free, attached_threads, system_mem, max_system_mem.
+
+    ``bins``: their offset; ``fast``: which fields are fastbins; ``uncounted``: bytes of a mapped
+    chunk that its size leaves out; ``unit``: of malloc's count of mapped bytes.
+    """
+
+    layout: struct.Struct
+    bins: int
+    fast: slice
+    uncounted: int
+    unit: int
+
+
+_STATES = (
+    _State(struct.Struct("<3I4x10QQQ254Q4IQQQQQ"), 112, slice(3, 13), 0, PAGE_SIZE),
+    # Since 2.43: no fastbins; and a realloc of a mapped chunk adds 16 to that count, for good.
+    _State(struct.Struct("<I4xQQ254Q4IQQQQQ"), 24, slice(0), HEADER, 16),
+)
+_TOP, _NEXT, _SYSTEM_MEM, _MAX_SYSTEM_MEM = -265, -5, -2, -1  # fields, from the end
 _LEAST_EMPTY = 16  # bins of an arena, of 127; the largest ones hardly ever hold a chunk
 _MOST_ARENAS = 1 << 16
 # HEAP_MAX_SIZE; with huge pages (glibc.malloc.hugetlb) 4 of them.
@@ -49,8 +70,8 @@ _HEAP_INFO_SIZES = (0x20, 0x30)  # 2.35 added a member, and padding
 _MOST_STRAYS, _MOST_ALONE = 3, 64
 # tcache_perthread_struct by the size of its chunk: bins, and what a count is. The first 64 bins
 # have chunks of 32 bytes, 48 and so on.
-_CACHES = {0x250: (64, "B"), 0x290: (64, "H"), 0x300: (76, "H")}
-_CACHE_2_42 = 0x300  # its counts say how many more there may be
+_CACHES = {0x250: (64, "B"), 0x290: (64, "H"), 0x300: (76, "H"), 0x310: (76, "H")}
+_CACHES_2_42 = (0x300, 0x310)  # their counts say how many more there may be
 _MOST_CACHED = 0xFFFF  # chunks of one bin: what a count can be
 _MODULES = re.compile(r"/libc[.-][^/]*$")
 
@@ -63,6 +84,7 @@ class Arena:
     """
 
     address: int
+    state: _State
     system_mem: int
     top: int
     fast: Sequence[int]
@@ -139,7 +161,9 @@ class GlibcHeap:
 
     def taken(self) -> list[Range]:
         """What is malloc's, in address order: its own data, and all chunks."""
-        found = [Range(arena.address, arena.address + _STATE.size) for arena in self.arenas]
+        found = [
+            Range(arena.address, arena.address + arena.state.layout.size) for arena in self.arenas
+        ]
         for arena in self.arenas:
             parts = zip(arena.heaps, arena.segments, strict=True)
             # The header behind the last chunk begins with the end of what that one holds.
@@ -190,7 +214,8 @@ class GlibcWalk:
         if found is None:
             return
         arenas, data = found
-        self._param = _find_param(data, self._brk(), arenas[0].top)
+        self._state = arenas[0].state
+        self._param = _find_param(data, self._brk(), arenas[0].top, self._state.unit)
         self._lay_out_main(arenas[0], self._param)
         for arena in arenas[1:]:
             self._lay_out(arena)
@@ -224,13 +249,13 @@ class GlibcWalk:
         for address, data in self._candidates():
             pairs = set(self_pointers(data, address, -16))
             pairs &= {at - 8 for at in self_pointers(data, address, -24)}
-            votes = Counter(at - 16 * number - _BINS for at in pairs for number in range(127))
-            for found, empty in votes.most_common():
+            votes = Counter(at - 16 * number for at in pairs for number in range(127))
+            for bins, empty in votes.most_common():
                 if empty < _LEAST_EMPTY:
                     break
-                arenas = self._ring(found)
-                if arenas:
-                    return arenas, data
+                for state in _STATES:
+                    if arenas := self._ring(bins - state.bins, state):
+                        return arenas, data
         return None
 
     def _candidates(self) -> Iterator[tuple[int, bytes]]:
@@ -243,7 +268,7 @@ class GlibcWalk:
                 if isinstance(part, Chunk):
                     yield part.address, bytes(part.data)
 
-    def _ring(self, main: int) -> list[Arena]:
+    def _ring(self, main: int, state: _State) -> list[Arena]:
         """The arenas that ``next`` leads to from main_arena, if it is that."""
         arenas: list[Arena] = []
         seen: set[int] = set()
@@ -251,14 +276,14 @@ class GlibcWalk:
         while at and at not in seen:
             seen.add(at)
             try:
-                fields = _STATE.unpack(self._source.read(at, _STATE.size))
+                fields = state.layout.unpack(self._source.read(at, state.layout.size))
             except FaultError:
                 return []
-            system_mem, most = fields[-2:]
+            system_mem, most = fields[_SYSTEM_MEM], fields[_MAX_SYSTEM_MEM]
             if (system_mem % PAGE_SIZE and at != main) or system_mem > most or fields[0] > 2:
                 return []
-            arenas.append(Arena(at, system_mem, fields[13], fields[3:13]))
-            at = fields[-5]
+            arenas.append(Arena(at, state, system_mem, fields[_TOP], fields[state.fast]))
+            at = fields[_NEXT]
             if at % 8 or len(arenas) > _MOST_ARENAS:
                 return []
         return arenas if at == main and arenas[0].system_mem else []
@@ -302,7 +327,7 @@ class GlibcWalk:
                 ar_ptr, previous, length, _ = self._heap_info(base)
                 first = base + header
                 if first == arena.address:
-                    first += -(-_STATE.size // 16) * 16
+                    first += -(-arena.state.layout.size // 16) * 16
                 known = base in self._heaps or not self._is_mapped(base + length - 1)
                 if ar_ptr != arena.address or known or not first < base + length <= base + size:
                     raise FaultError(base, 0, "no heap_info")
@@ -366,7 +391,7 @@ class GlibcWalk:
             # The kernel joins mappings that touch: one may have the label of a stack.
             if label.kind not in (Kind.ANONYMOUS, Kind.THREAD_STACK):
                 continue
-            chunks = MappedChunks(region.end)
+            chunks = MappedChunks(region.end, self._state.uncounted)
             for part in self._needed(region.start, region.end, chunks):
                 if isinstance(part, Chunk):
                     yield from chunks.feed(part.address, part.data)
@@ -385,9 +410,9 @@ class GlibcWalk:
         starts |= {each.end for each in mapped}
         ends |= {each.start for each in mapped}
         alone = [each for each in mapped if each.start not in starts and each.end not in ends]
-        more = sum(end - start for start, end in mapped) - param.mmapped_mem
+        total = sum(end - start for start, end in mapped)
         for strays in itertools.combinations(alone[:_MOST_ALONE], len(mapped) - param.n_mmaps):
-            if sum(end - start for start, end in strays) == more:
+            if param.fits(total - sum(end - start for start, end in strays)):
                 return [each for each in mapped if each not in strays]
         return mapped
 
@@ -443,7 +468,7 @@ class GlibcWalk:
                 entries[number],
                 header=HEADER,
                 size=32 + 16 * number if number < 64 else 0,
-                most=_MOST_CACHED - count if size == _CACHE_2_42 else count,
+                most=_MOST_CACHED - count if size in _CACHES_2_42 else count,
                 release=release,
             )
 
@@ -453,7 +478,7 @@ class GlibcWalk:
             if not each.whole:
                 return  # it is something else
             lengths.append(each.chunks)
-        if size == _CACHE_2_42:
+        if size in _CACHES_2_42:
             if len({count + length for count, length in zip(counts, lengths, strict=True)}) != 1:
                 return
         elif counts != tuple(lengths):
@@ -486,7 +511,7 @@ class GlibcWalk:
                 self._problems.append(f"the walk of the arena at {arena.address:#x} missed its end")
         if param is None:
             self._problems.append("malloc's count of mapped chunks was not found")
-        elif (param.n_mmaps, param.mmapped_mem) != (len(heap.mapped), heap.mapped_bytes):
+        elif param.n_mmaps != len(heap.mapped) or not param.fits(heap.mapped_bytes):
             self._problems.append(
                 f"malloc says that it has mapped {param.n_mmaps} chunks of {param.mmapped_mem} "
                 f"bytes, found were {len(heap.mapped)} of {heap.mapped_bytes}"
@@ -500,9 +525,14 @@ class _Param:
     n_mmaps: int
     mmapped_mem: int
     sbrk_base: int
+    unit: int
+
+    def fits(self, mapped: int) -> bool:
+        """Whether that may be the bytes of all mapped chunks."""
+        return mapped == self.mmapped_mem or (self.unit < PAGE_SIZE and mapped < self.mmapped_mem)
 
 
-def _find_param(data: bytes, brk: Range, top: int) -> _Param | None:
+def _find_param(data: bytes, brk: Range, top: int, unit: int) -> _Param | None:
     """``mp_``, which lies in the same data as main_arena: known by sbrk_base and what is by it."""
     usable = len(data) // 8 * 8
     words = memoryview(data)[:usable].cast("Q")
@@ -510,10 +540,10 @@ def _find_param(data: bytes, brk: Range, top: int) -> _Param | None:
         if not brk.start <= words[number] < max(brk.end, 1) or brk.start <= top < words[number]:
             continue
         mmapped, most = words[number - 2], words[number - 1]
-        if mmapped > most or mmapped % PAGE_SIZE or most % PAGE_SIZE:
+        if mmapped > most or mmapped % unit or most % unit:
             continue
         for behind in (36, 32):  # since 2.35 with hp_flags before, and padding
             n_mmaps, n_max, most_n, fixed = struct.unpack_from("<4i", data, number * 8 - behind)
             if n_max == 65536 and 0 <= n_mmaps <= most_n and fixed in (0, 1):
-                return _Param(n_mmaps, mmapped, words[number])
+                return _Param(n_mmaps, mmapped, words[number], unit)
     return None
