@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import foreign
 import targets
 from fastdump._heap import LIST_BLOCK, BrokenChunk, FreeLists, Segment, size_classes
 from fastdump._native import PLAIN, Memory, Slice
@@ -166,9 +167,27 @@ def test_lists_of_free_chunks_are_those_of_a_plain_loop(tmp_path: Path) -> None:
 # --- malloc ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[1, 4, 64])
+# Debian's of today, 2.36 or later; and 2.31, 2.41, and what will be in the next release.
+THREADS, RELEASES = (1, 4, 64), ("bullseye", "trixie", "sid")
+WHERE = [
+    pytest.param(
+        (release, threads),
+        id=f"{release or 'here'}-{threads}",
+        marks=pytest.mark.long if release and (release, threads) != ("trixie", 4) else (),
+    )
+    for release in ("", *RELEASES)
+    for threads in THREADS
+]
+
+
+@pytest.fixture(scope="module", params=WHERE)
 def arenas(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
-    with targets.start("arenas", request.param) as target:
+    release, threads = request.param
+    program: list[str] = []
+    if release:
+        root = foreign.root_of(release, foreign.C_PACKAGES)
+        program = [*foreign.loader(root), str(foreign.built("arenas", root))]
+    with targets.start("arenas", threads, program=program) as target:
         yield target
 
 
@@ -177,7 +196,10 @@ def check(heap: GlibcHeap | None, truth: dict[str, Any]) -> None:
     assert heap
     assert heap.problems == []
     assert heap.system_bytes == truth["arena"]
-    assert (len(heap.mapped), heap.mapped_bytes) == (truth["hblks"], truth["hblkhd"])
+    # In 2.43 each realloc() of a mapped chunk adds 16 to hblkhd, for good.
+    more = truth["hblkhd"] - heap.mapped_bytes
+    assert more == 0 or (not heap.arenas[0].fast and 0 < more < 1 << 16 and more % 16 == 0)
+    assert len(heap.mapped) == truth["hblks"]
     assert heap.fast_bytes == truth["fsmblks"]
     assert heap.free_bytes + heap.fast_bytes + heap.top_bytes == truth["fordblks"]
     in_arenas = heap.live_bytes - heap.mapped_bytes

@@ -10,6 +10,7 @@ Include/internal/pycore_object.h and pycore_dict.h (what lies before and behind 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from fastdump.labels import Kind
 from fastdump.region import Range
 from fastdump.source import Chunk, Source
 
+_PYTHON = re.compile(r"/(?:lib)?python[^/]*$")
 _OB_TYPE = 8
 # tp_name, tp_basicsize, tp_itemsize are at 24; tp_flags at 168.
 _TYPE = struct.Struct("<QQQQqq120xQ")
@@ -221,12 +223,12 @@ def find_cpython(source: Source) -> Interpreter | None:
 
 
 def _module_data(source: Source) -> Iterator[tuple[int, bytes, str]]:
-    """The writable data of the executable and of what is called libpython."""
+    """The writable data of the executable, and of what is called python or libpython: a program
+    may be started by naming the loader."""
     both: Sequence[tuple[Range, str]] = [
         (Range(region.start, region.end), label.module)
         for region, label in zip(source.regions, source.labels, strict=True)
-        if region.writable
-        and (label.kind is Kind.EXECUTABLE or "libpython" in label.module.rpartition("/")[2])
+        if region.writable and (label.kind is Kind.EXECUTABLE or _PYTHON.search(label.module))
     ]
     for where, module in both:
         for part in source.walk([where]):

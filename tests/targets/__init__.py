@@ -35,6 +35,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -104,13 +105,21 @@ def expected(start: int, end: int, kind: str, seed: int) -> bytes | None:
 
 
 class Target:
-    """A running target; leaving the ``with`` block kills it."""
+    """A running target; leaving the ``with`` block kills it.
+
+    Args:
+        program: What it is started by, if not by itself.
+    """
 
     def __init__(
-        self, name: str, *args: str | int | os.PathLike[str], cwd: Path | None = None
+        self,
+        name: str,
+        *args: str | int | os.PathLike[str],
+        cwd: Path | None = None,
+        program: Sequence[str] = (),
     ) -> None:
         words = (str(arg) if isinstance(arg, int) else os.fspath(arg) for arg in args)
-        command = [str(build(name)), *words]
+        command = [*(program or [str(build(name))]), *words]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=cwd
         )
@@ -186,6 +195,11 @@ class Target:
         self.kill()
 
 
-def start(name: str, *args: str | int | os.PathLike[str], cwd: Path | None = None) -> Target:
+def start(
+    name: str,
+    *args: str | int | os.PathLike[str],
+    cwd: Path | None = None,
+    program: Sequence[str] = (),
+) -> Target:
     """Build and start a target; returns when it has printed its truth."""
-    return Target(name, *args, cwd=cwd)
+    return Target(name, *args, cwd=cwd, program=program)

@@ -8,6 +8,10 @@
 #include <malloc.h>
 #include <pthread.h>
 
+#if !__GLIBC_PREREQ(2, 33)
+#define mallinfo2 mallinfo // of int: enough for what is allocated here
+#endif
+
 enum { MOST = 4096, STEPS = 20000 };
 
 static pthread_barrier_t begun, ended;
