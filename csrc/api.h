@@ -858,11 +858,12 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
 #define FASTDUMP_SIZE_STR 3
 #define FASTDUMP_SIZE_LIST 4
 #define FASTDUMP_SIZE_SET 5 /* mask + 1 entries, but for the 8 that lie in the object */
+#define FASTDUMP_SIZE_DICT 6
 
 struct fastdump_type {
     uint64_t address; /* 0: free */
     uint64_t count;
-    uint64_t items;   /* of all; of str the bytes behind the smallest one */
+    uint64_t items;   /* of all; of str the bytes behind the smallest one, of dict of its table */
     uint64_t example; /* where one of them is */
     uint32_t sizing;
     uint32_t reserved;
@@ -876,7 +877,10 @@ struct fastdump_types {
     uint64_t total;     /* of all counts */
     uint64_t str_ascii; /* sizes of str objects */
     uint64_t str_wide;
-    uint64_t *places; /* of objects, as far as there is room */
+    uint64_t dict_header; /* sizes of a dict's table, of an entry of it, */
+    uint64_t dict_entry;
+    uint64_t dict_value; /* and of a value if the table is shared; 0 since 3.11: an instance's */
+    uint64_t *places;    /* of objects, as far as there is room */
     uint64_t places_capacity;
     uint64_t places_found;
     struct fastdump_place place;

@@ -513,7 +513,7 @@ void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *
 /* --- types ------------------------------------------------------------------------------ */
 
 #define MOST_ITEMS (1ull << 40)
-#define SMALL_TABLE 8 /* PySet_MINSIZE */
+#define SMALL_TABLE 8 /* PySet_MINSIZE, PyDict_MINSIZE */
 
 /* A count of 32 bits; above it 3.14 has flags, and freed memory of pymalloc a pointer. */
 static inline bool is_plausible(uint64_t references) {
@@ -530,6 +530,22 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
 static inline bool is_type(const struct fastdump_types *types, uint64_t word) {
     return fastdump_is_in(types->windows, word) &&
            types->types[fastdump_type_home(types, word)].address;
+}
+
+/* What ma_keys of a dict takes, or else ma_values, if it has grown to ma_used without deletions. */
+static uint64_t dict_bytes(const struct fastdump_types *types, uint64_t used, uint64_t keys,
+                           uint64_t values) {
+    if (!keys || keys % 8 || keys >> 48)
+        return 0; /* no dict */
+    if (!used && (values || !types->dict_value))
+        return 0; /* keys are static, and to 3.10 values too: without them it has a table */
+    uint64_t slots = SMALL_TABLE;
+    while (slots * 2 / 3 < used)
+        slots *= 2;
+    if (values)
+        return slots * 2 / 3 * types->dict_value;
+    uint64_t index = slots < 1u << 8 ? 1 : slots < 1u << 16 ? 2 : slots < 1ull << 32 ? 4 : 8;
+    return types->dict_header + slots * index + slots * 2 / 3 * types->dict_entry;
 }
 
 /* The word at an index may be what an object of a type has behind its count of references. */
@@ -568,6 +584,10 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
     case FASTDUMP_SIZE_SET: /* mask: a power of 2, less 1 */
         if (state >= SMALL_TABLE && state < MOST_ITEMS && !(state & (state + 1)))
             type->items += state + 1;
+        break;
+    case FASTDUMP_SIZE_DICT:
+        if (at + 4 < count)
+            type->items += dict_bytes(types, size, state, found[at + 4]);
         break;
     case FASTDUMP_SIZE_TAG: /* int since 3.12 */
         type->items += size >> 3;

@@ -27,6 +27,7 @@ from fastdump._native import OURS, PLAIN, Memory, Slice, address_of
 from fastdump._words import (
     FURTHER,
     PARENT,
+    SIZE_DICT,
     SIZE_FIXED,
     SIZE_LIST,
     SIZE_SET,
@@ -301,25 +302,30 @@ def test_objects_are_those_of_a_plain_loop(kernel: str) -> None:
     guarded = Guarded(1 << 15)
     rng = random.Random(SEED)
     for _ in range(60):
-        sizings = (SIZE_FIXED, SIZE_VAR, SIZE_TAG, SIZE_STR, SIZE_LIST, SIZE_SET)
+        sizings = (SIZE_FIXED, SIZE_VAR, SIZE_TAG, SIZE_STR, SIZE_LIST, SIZE_SET, SIZE_DICT)
         starts = rng.choice(((0x900000,), (0x550000000000, 0x7F0000000000)))
         types = {
             rng.choice(starts) + rng.randrange(1 << 20) * 16: rng.choice(sizings)
             for _ in range(rng.randrange(1, 20))
         }
         some = [*types, *types, 0, 7, 8, 15, 31, 1 << 40, (1 << 64) - 3, 0xC0000001, 1 << 32]
+        some.append((2 << 32) // 3)
         words = [
             rng.choice(some) if rng.random() < 0.7 else rng.randrange(1, 1 << rng.randrange(1, 64))
             for _ in range(rng.randrange(4096))
         ]
-        found = TypeCounter(types, Heap([]), (40, 56), kernel=kernel)
+        words += [1, rng.choice([*types]), 6, 0, 0x1000, 0][: rng.randrange(7)]  # cut
+        table = rng.choice(((40, 24, 8), (32, 16, 0)))
+        found = TypeCounter(types, Heap([]), (40, 56), table, kernel=kernel)
         found.feed(0x1000, guarded.last(struct.pack(f"<{len(words)}Q", *words)))
-        expected = plain_objects(words, types)
+        expected = plain_objects(words, types, table)
         assert found.counts == {address: tuple(expected[address]) for address in types}
         assert found.total == sum(count for count, _, _ in expected.values())
 
 
-def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int]]:
+def plain_objects(
+    words: list[int], types: dict[int, int], table: tuple[int, int, int]
+) -> dict[int, list[int]]:
     """Objects of each type, their items, and where the last of them is."""
     found = {address: [0, 0, 0] for address in types}
     windows = windows_of(Range(address, address + 1) for address in types)
@@ -328,6 +334,7 @@ def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int
             continue
         size, _, state = words[at + 1 : at + 4] if at + 4 <= len(words) else (0, 0, 0)
         size = min(size, (1 << 64) - size)  # it may be negative
+        keys, values = words[at + 3 : at + 5] if at + 5 <= len(words) else (0, 0)
         sizing = types[address]
         if references >> 48 >= 256 or any(w.start <= references < w.end for w in windows):
             continue
@@ -341,11 +348,22 @@ def plain_objects(words: list[int], types: dict[int, int]) -> dict[int, list[int
             SIZE_STR: wide + ((size + 1) * (state >> 2 & 7) if state & 1 << 5 else 0),
             SIZE_LIST: state if state <= 2 * size + 8 else size,
             SIZE_SET: state + 1 if state in {(1 << n) - 1 for n in range(4, 41)} else 0,
+            SIZE_DICT: plain_table(table, size, keys, values),
         }
         found[address][0] += 1
         found[address][1] += items[sizing]
         found[address][2] = 0x1000 + (at - 1) * 8
     return found
+
+
+def plain_table(sizes: tuple[int, int, int], used: int, keys: int, values: int) -> int:
+    header, entry, value = sizes
+    if not keys or keys % 8 or keys >= 1 << 48 or (not used and (values or not value)):
+        return 0
+    bits = max(3, ((used * 3 + 1) // 2 - 1).bit_length()) if used else 3
+    usable = (2 << bits) // 3
+    width = next((width for width in (1, 2, 4) if bits < width * 8), 8)
+    return usable * value if values else header + (width << bits) + usable * entry
 
 
 # --- types -------------------------------------------------------------------------------
@@ -488,6 +506,67 @@ def test_python_objects_have_their_size(python: str) -> None:
         assert -(-types[name].bytes // (types[name].objects * 16)) * 16 == distance, name
     for name, total in truth["totals"].items():
         assert types[name].bytes == pytest.approx(total, rel=0.002), name
+
+
+DICTS = """
+import collections, gc, json, sys
+class Strings(dict):
+    __slots__ = ()
+class Numbers(dict):
+    __slots__ = ()
+class Holes(dict):
+    __slots__ = ()
+class Plain:
+    def __init__(self, count):
+        for i in range(count):
+            setattr(self, "a%d" % i, None)
+class More(Plain):
+    pass
+def filled(kind, count, key=str):
+    new = kind()
+    for i in range(count):
+        new[key(i)] = None
+    return new
+lists = lambda: collections.defaultdict(list)
+counts = [0, 1, 5, 6, 10, 11, 85, 86, 1000, 21845, 21846, 100_000]
+kept = {
+    "Strings": [filled(Strings, count) for count in counts],
+    "Numbers": [filled(Numbers, count, int) for count in counts],
+    "Holes": [filled(Holes, 1000) for _ in range(100)],
+    "defaultdict": [filled(lists, i % 30) for i in range(10_000)],
+    "dict": [filled(dict, i % 50) for i in range(20_000)],
+}
+for holes in kept["Holes"]:
+    for i in range(11, 1000):
+        del holes[str(i)]
+total = lambda dicts: sum(map(sys.getsizeof, dicts))
+totals = {name: total(dicts) for name, dicts in kept.items()}
+totals["Numbers"] = totals["Strings"]
+totals["Holes"] = total(filled(Strings, 11) for _ in range(100))
+instances = [kind(count) for kind, count in [(Plain, 3), (More, 11)] for _ in range(20_000)]
+shared = [vars(instance) for instance in instances]
+totals["dict"] += total(shared if sys.version_info < (3, 11) else [{} for _ in shared])
+ours = set(map(id, [*kept["dict"], *shared, totals, kept]))
+others = [each for each in gc.get_objects() if type(each) is dict and id(each) not in ours]
+totals["dict"] += total(others)
+print("ready")
+print(json.dumps(totals), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("python", [*pythons(), pytest.param("/usr/bin/python3", id="system")])
+def test_python_dicts_have_the_size_of_their_table(python: str) -> None:
+    """As if all keys were str and none had been deleted; what instances share is not theirs."""
+    with child(interpreter(python), "-c", DICTS, ready=b"ready") as process:
+        assert process.stdout
+        truth = json.loads(process.stdout.readline())
+        found = told(process.pid, strings=False, count=100)
+    bytes_of = {each.name.rpartition(".")[2]: each.bytes for each in found.types}
+    ordinary = truth.pop("dict")  # but for that of interned strings, which is not tracked
+    assert bytes_of["dict"] == pytest.approx(ordinary, rel=0.02)
+    # Two words may look like one more object, an empty one.
+    assert {name: bytes_of[name] for name in truth} == pytest.approx(truth, rel=0, abs=200)
 
 
 STATIC = """

@@ -38,6 +38,7 @@ SIZE_TAG: int = lib.FASTDUMP_SIZE_TAG
 SIZE_STR: int = lib.FASTDUMP_SIZE_STR
 SIZE_LIST: int = lib.FASTDUMP_SIZE_LIST
 SIZE_SET: int = lib.FASTDUMP_SIZE_SET
+SIZE_DICT: int = lib.FASTDUMP_SIZE_DICT
 MOST_CELLS = 1 << 16  # 2 MiB
 _MOST_BLOCK: int = lib.FASTDUMP_BLOCK_MOST
 _CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
@@ -452,6 +453,7 @@ class TypeCounter:
     Args:
         types: Address → SIZE_FIXED, or how their items are counted.
         str_sizes: Of the smallest ASCII string, and of another one.
+        dict_sizes: Of the header of a table, of each of its entries; of a value of a shared one.
         data: Where else pointers lead to: such a word is no reference count.
         keep: Remember where they are: the first 262,144.
         kernel: As of ``fastdump._strings.kernels``.
@@ -462,6 +464,7 @@ class TypeCounter:
         types: Mapping[int, int],
         heap: Heap,
         str_sizes: tuple[int, int] = (0, 0),
+        dict_sizes: tuple[int, int, int] = (0, 0, 0),
         data: Sequence[Range] = (),
         *,
         keep: bool = False,
@@ -476,6 +479,7 @@ class TypeCounter:
         self._types = ffi.new("struct fastdump_type[]", capacity)
         c.types, c.capacity = self._types, capacity
         c.str_ascii, c.str_wide = str_sizes
+        c.dict_header, c.dict_entry, c.dict_value = dict_sizes
         if keep:
             self._places = ffi.new("uint64_t[]", _MOST_PLACES)
             c.places, c.places_capacity = self._places, _MOST_PLACES

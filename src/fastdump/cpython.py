@@ -5,7 +5,8 @@ a type is an object whose type is a metaclass. An object is a word that leads to
 plausible reference count, in live memory. So what the garbage collector does not track counts too.
 
 Source: CPython's Include/object.h, Include/cpython/object.h (struct _typeobject),
-Include/internal/pycore_object.h and pycore_dict.h (what lies before and behind an instance).
+Include/internal/pycore_object.h and pycore_dict.h (what lies before and behind an instance),
+Objects/dictobject.c (how tables grow).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 from fastdump._heap import self_pointers
 from fastdump._words import (
+    SIZE_DICT,
     SIZE_FIXED,
     SIZE_LIST,
     SIZE_SET,
@@ -38,7 +40,7 @@ _OB_TYPE = 8
 _TYPE = struct.Struct("<QQQQqq120xQ")
 _FREE_THREADED = 24  # where a build without GIL has ob_type
 _HEAPTYPE, _READY, _HAVE_GC = 1 << 9, 1 << 12, 1 << 14
-_LONG_SUBCLASS, _LIST_SUBCLASS, _TYPE_SUBCLASS = 1 << 24, 1 << 25, 1 << 31
+_LONG_SUBCLASS, _LIST_SUBCLASS, _DICT_SUBCLASS, _TYPE_SUBCLASS = 1 << 24, 1 << 25, 1 << 29, 1 << 31
 # MANAGED_DICT, since 3.11, and MANAGED_WEAKREF, since 3.12.
 _PREHEADER = 1 << 4 | 1 << 3
 _INLINE_VALUES = 1 << 2  # since 3.13
@@ -49,9 +51,12 @@ _MOST_NAME = 256
 _MOST_SIZE = 1 << 20
 _GC_HEAD = 16
 _PREHEADER_SIZE = 16
-_ITEM_SIZES = {SIZE_LIST: 8, SIZE_SET: 16}
+_ITEM_SIZES = {SIZE_LIST: 8, SIZE_SET: 16, SIZE_DICT: 1}
 # The size of PyUnicodeObject → of PyASCIIObject, PyCompactUnicodeObject. Without wstr since 3.12.
 _STR_SIZES = {64: (40, 56), 80: (48, 72)}
+# Whether code has items, its instructions, as since 3.11 → the sizes of PyDictKeysObject, of an
+# entry of it whose key is a str, and of a value in ma_values, which since then are an instance's.
+_DICT_SIZES = {False: (40, 24, 8), True: (32, 16, 0)}
 
 
 class PythonType(NamedTuple):
@@ -72,7 +77,8 @@ class PythonType(NamedTuple):
 class Counted(NamedTuple):
     """The objects of a type; ``bytes`` are their own, with what lies before and behind them.
 
-    ``example`` is the address of one of them.
+    A dict has the table that its items need, as if none had been deleted and all keys were str; one
+    that instances share is left out. ``example`` is the address of one of them.
     """
 
     type: PythonType
@@ -94,7 +100,7 @@ class Interpreter:
         self._source = source
         self.type_type, self.module, self.unsupported = type_type, module, unsupported
         self.types: dict[int, PythonType] = {}
-        self._str_sizes = _STR_SIZES[80]
+        self._str_sizes, self._dict_sizes = _STR_SIZES[80], _DICT_SIZES[True]
         both = zip(source.regions, source.labels, strict=True)
         self._data = [Range(r.start, r.end) for r, x in both if r.writable and x.module == module]
 
@@ -114,6 +120,8 @@ class Interpreter:
                 self.types[address] = found
                 if self._sizing(found) == SIZE_STR:
                     self._str_sizes = _STR_SIZES[found.basicsize]
+                if found.name == "code" and not found.flags & _HEAPTYPE:
+                    self._dict_sizes = _DICT_SIZES[found.itemsize > 0]
                 news |= bool(found.flags & _TYPE_SUBCLASS) and address != self.type_type
         return news
 
@@ -123,6 +131,7 @@ class Interpreter:
             {t.address: self._sizing(t) for t in self.types.values()},
             heap,
             self._str_sizes,
+            self._dict_sizes,
             self._data,
         )
 
@@ -170,6 +179,8 @@ class Interpreter:
                 return SIZE_SET
         if flags & _LIST_SUBCLASS:
             return SIZE_LIST
+        if flags & _DICT_SUBCLASS:
+            return SIZE_DICT
         if not python_type.itemsize or flags & _TYPE_SUBCLASS:
             return SIZE_FIXED
         return SIZE_TAG if flags & _LONG_SUBCLASS and self._tagged else SIZE_VAR
