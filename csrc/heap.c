@@ -160,8 +160,8 @@ void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret) {
     const unsigned char *owners = segment->owners;
     uint64_t chunk = segment->start;
-    uint32_t owner = owners ? *owners : 0;
     bool live = !segment->bits;
+    uint32_t owner = live && owners ? *owners : 0; /* cut into chunks, it may have none */
     /* Not chunk after chunk: of each, its end would be looked for, and then found once more. */
     for (uint64_t at = 0; segment->bits && segment->start + at * 1024 < segment->next; at++) {
         struct fastdump_bits bits = segment->bits[at];

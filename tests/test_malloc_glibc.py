@@ -22,13 +22,14 @@ import pytest
 import foreign
 import targets
 from fastdump._heap import LIST_BLOCK, BrokenChunk, FreeLists, Segment, size_classes
-from fastdump._native import PLAIN, Memory, Slice
+from fastdump._native import PLAIN, Memory, Slice, address_of, ffi
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.region import Range
 from fastdump.source import Source
 from fastdump.sources import attach, open_source
 from fastdump.why import why
+from test_kernels import Guarded
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
 IN_USE, MAPPED = 1, 2
@@ -63,6 +64,15 @@ def walked(rng: random.Random, start: int, data: bytes) -> Segment:
         at += length
     assert ended
     return segment
+
+
+def test_a_segment_without_a_chunk_has_no_owner() -> None:
+    segment, guarded = Segment(0x10000, 0x11000), Guarded(1)
+    with pytest.raises(BrokenChunk):
+        segment.feed(0x10000, bytes(0x1000))
+    end = address_of(guarded.view) + guarded.length
+    segment.c.owners = ffi.cast("unsigned char *", end)
+    assert not any(size_classes([segment]))
 
 
 def test_segments_are_those_of_a_plain_loop() -> None:
