@@ -8,6 +8,7 @@ chunk to chunk; where they are dense, and to count objects of CPython, memory is
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ class Why(Gaps):
         heap: Of glibc's malloc; None if it was not found.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
         pages: How many of its pages of 4 KiB are of each class.
-        sizes: The live chunks of malloc by size; ``unowned``: those without an owner.
+        sizes: The live chunks of malloc that were not left out, by size; ``unowned``: those
+            without an owner.
         problems: What is not known, or not sure: sentences.
     """
 
@@ -250,7 +252,7 @@ class _Inquiry:
     def answer(self, count: int, strings: bool, debuginfod: bool) -> Why:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
-        self._heap = Heap(self._glibc.segments if self._glibc else [])
+        self._heap = Heap(self._segments())
         modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
         words = Words(modules, self._heap, self._chunks)
         python = find_cpython(self._source)
@@ -339,6 +341,11 @@ class _Inquiry:
 
     def _segments_in(self, start: int, end: int) -> Iterator[Segment]:
         return self._glibc.segments_in(start, end) if self._glibc else iter(())
+
+    def _segments(self) -> list[Segment]:
+        """Those that are not left out: of others the ledger has no chunks either."""
+        found = (self._segments_in(start, end) for _, (start, end) in self._scanned())
+        return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
     def _chunks(self, where: Range) -> Iterator[Chunk]:
         return (part for part in self._source.walk([where]) if isinstance(part, Chunk))
