@@ -10,14 +10,15 @@
 
 /*
  * Compiled twice, and chosen when the program is loaded: for what has no kernel of its own, but
- * counts bits, looks for them, or is a loop that the compiler makes vector code.
+ * counts bits, looks for them, or is a loop that the compiler makes vector code. Not by clang,
+ * whose clones (of 14) have a name that other files do not find.
  */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define CLONED __attribute__((target_clones("arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__GLIBC__)
-#define CLONED __attribute__((target_clones("avx2", "default")))
-#else
+#if !defined(__x86_64__) || !defined(__GLIBC__) || defined(__clang__)
 #define CLONED
+#elif __GNUC__ >= 12
+#define CLONED __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define CLONED __attribute__((target_clones("avx2", "default")))
 #endif
 
 /* What the page tables say of a run of pages. */

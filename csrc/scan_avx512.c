@@ -103,9 +103,9 @@ HELPER uint32_t emit(uint32_t *to, uint64_t word, uint32_t base) {
 HELPER block fill(unsigned char byte) { return _mm512_set1_epi8((char)byte); }
 
 HELPER uint64_t both(block a, block a_value, block a_mask, block b, block b_value, block b_mask) {
-    const int differs = 0x78; /* value ^ (byte & mask), as a truth table */
-    block first = _mm512_ternarylogic_epi64(a_value, a, a_mask, differs);
-    block second = _mm512_ternarylogic_epi64(b_value, b, b_mask, differs);
+    enum { DIFFERS = 0x78 }; /* value ^ (byte & mask), as a truth table */
+    block first = _mm512_ternarylogic_epi64(a_value, a, a_mask, DIFFERS);
+    block second = _mm512_ternarylogic_epi64(b_value, b, b_mask, DIFFERS);
     return _mm512_mask_testn_epi8_mask(_mm512_testn_epi8_mask(first, first), second, second);
 }
 

@@ -214,7 +214,7 @@ static uint64_t find_in(const struct fastdump_words *words, const uint64_t *stri
         uint64_t word = strip[near[i]];
         found_ret[found] = word; /* no branch, which would be guessed wrong */
         indexes_ret[found] = (uint16_t)(first + near[i]);
-        found += fastdump_is_in(modules.range, word) | fastdump_is_in(heap.range, word);
+        found += (int)fastdump_is_in(modules.range, word) | (int)fastdump_is_in(heap.range, word);
     }
     return found;
 }
