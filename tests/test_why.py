@@ -23,7 +23,7 @@ from click.testing import CliRunner
 import foreign
 import targets
 from fastdump._heap import Segment, joined, size_classes
-from fastdump._native import OURS, PLAIN, Memory, Slice, address_of
+from fastdump._native import OURS, PLAIN, Memory, Slice, address_of, lib
 from fastdump._words import (
     FURTHER,
     PARENT,
@@ -202,6 +202,37 @@ def test_parents_give_their_owner_to_one_generation() -> None:
     words.count()
     assert words.follow(PARENT) == 1
     assert list(words.owned[5].bytes[:3]) == [64, 0, 64]
+
+
+def test_each_of_many_chunks_has_its_owner() -> None:
+    """Of the smallest, which are as many as can be in each 2 MiB; another segment lies behind."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    module, start, count = 0x7F0000000000, 0x10000, 150_000
+    ranges = [ModuleRange(module + n, module + n + 1, n) for n in (1, 2, 3)]
+    owners, pointed = rng.choices((0, 1, 2, 3), k=count), rng.choices(range(count), k=count)
+    memory = b"".join(
+        struct.pack("<QQQQ", 0, 33, owner and module + owner, start + 32 * target + 16)
+        for owner, target in zip(owners, pointed, strict=True)
+    )
+    half = rng.randrange(1, count)
+    bounds = start, start + 32 * half, start + len(memory)
+    segments = [Segment(*pair) for pair in itertools.pairwise(bounds)]
+    words = Words(ranges, Heap(segments), reader(start, memory))
+    words.enter(start, memory)
+    words.count()
+
+    def found() -> list[int]:
+        first, second = (segment.c.owners for segment in segments)
+        return [*first[0:half], *second[0 : count - half]]
+
+    assert found() == owners
+    words.follow(PARENT)
+    direct = list(owners)
+    for owner, target in zip(direct, pointed, strict=True):
+        if owner and not owners[target]:
+            owners[target] = owner | lib.FASTDUMP_NOT_DIRECT
+    assert found() == owners
 
 
 def test_owners_are_those_of_a_plain_search() -> None:
