@@ -729,13 +729,13 @@ struct fastdump_block {
 };
 
 struct fastdump_words {
-    struct fastdump_range windows[3];           /* all ranges and all segments lie in them, */
+    struct fastdump_range windows[3];           /* apart, in order: of all ranges and segments, */
     struct fastdump_range module_windows[3];    /* all ranges, */
     struct fastdump_range heap_windows[3];      /* all segments */
     const struct fastdump_module_range *ranges; /* in address order; at least one */
     uint64_t range_count;
     uint64_t last_range;
-    struct fastdump_heap heap;    /* every segment with owners, all zero at first */
+    struct fastdump_heap heap;    /* with owners, all zero at first, from count() on */
     struct fastdump_types *types; /* is fed too; may be NULL */
     unsigned char *buffer;        /* size bytes, at most FASTDUMP_BLOCK_MOST */
     uint64_t size;

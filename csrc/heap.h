@@ -1,4 +1,4 @@
-/* Chunks by the bits of a segment, and where words lie: shared by heap.c, words.c and reach.c. */
+/* Chunks by the bits of a segment, and where words lie: for all files that know chunks. */
 #ifndef FASTDUMP_HEAP_H
 #define FASTDUMP_HEAP_H
 
@@ -151,6 +151,27 @@ static inline uint32_t fastdump_elected(const struct fastdump_vote *votes, uint3
         if (votes[i].count > votes[best].count)
             best = i;
     return count ? votes[best].module : 0;
+}
+
+/* The chunk whose user has the word at an address: see fastdump_segment. */
+static inline void fastdump_move_to(struct fastdump_place *place, const struct fastdump_heap *heap,
+                                    uint64_t address) {
+    uint64_t at = address - FASTDUMP_CHUNK_HEADER;
+    struct fastdump_segment *segment = fastdump_segment_of(place, heap, at);
+    place->chunk = segment ? fastdump_chunk_of(segment, at) : 0;
+    if (place->chunk) {
+        place->end = fastdump_chunk_end(segment, place->chunk);
+        place->live = !fastdump_chunk_is_free(segment, place->chunk);
+    } else { /* no heap, or before its first chunk */
+        place->chunk = segment ? segment->start - 1 : place->from;
+        place->end = segment ? fastdump_chunk_from(segment, 0) : place->to;
+        place->live = !segment;
+    }
+}
+
+static inline bool fastdump_is_at(const struct fastdump_place *place, uint64_t address) {
+    uint64_t at = address - FASTDUMP_CHUNK_HEADER;
+    return at >= place->chunk && at < place->end;
 }
 
 #endif

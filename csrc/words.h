@@ -2,6 +2,8 @@
 #ifndef FASTDUMP_WORDS_H
 #define FASTDUMP_WORDS_H
 
+#include <string.h>
+
 #include "heap.h"
 
 /* The upper halves of the addresses of three windows: count ranges from first to first + more. */
@@ -42,6 +44,19 @@ typedef uint64_t fastdump_near_function(const struct fastdump_range *windows, co
 fastdump_near_function fastdump_near_scalar, fastdump_near_avx2;
 
 fastdump_near_function *fastdump_near_of(int32_t kernel);
+
+#define WORDS_STRIP 4096 /* words that are looked at while they are in the L1 cache */
+
+/* Copies: what is written could be anything's, so that windows would be read for each word. */
+struct fastdump_windows {
+    struct fastdump_range range[3];
+};
+
+static inline struct fastdump_windows fastdump_windows_in(const struct fastdump_range *windows) {
+    struct fastdump_windows copy;
+    memcpy(copy.range, windows, sizeof copy.range);
+    return copy;
+}
 
 /* As those of scan.h: bytes that were read, and whether there is room for a buffer more. */
 void fastdump_words_block(struct fastdump_words *words, const void *data, uint64_t length,

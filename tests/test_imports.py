@@ -20,6 +20,7 @@ ORDER = [
     "patterns",
     "_heap",
     "_words",
+    "_objects",
     "_reach",
     "hexdump",
     "gaps",

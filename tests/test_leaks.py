@@ -26,7 +26,7 @@ from fastdump.errors import FastdumpError, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.leaks import Leaks, _Hunt, leaks
 from fastdump.live_source import LiveSource
-from fastdump.malloc_glibc import Arena, GlibcHeap
+from fastdump.malloc_glibc import STATES, Arena, GlibcHeap
 from fastdump.modules import Modules
 from fastdump.process import LiveProcess
 from fastdump.region import Range, Region
@@ -124,7 +124,7 @@ class FakeHeap:
         segment = Segment(at, at + len(data))
         assert segment.feed(at, memory)
         heap = Range(at, at + len(data))
-        self.arenas.append(Arena(1, 0, 0, [], segments=[segment], heaps=[heap]))
+        self.arenas.append(Arena(1, STATES[0], 0, 0, [], segments=[segment], heaps=[heap]))
         return heap.end
 
     def _write(self) -> None:
@@ -256,7 +256,9 @@ def test_more_pointers_than_the_stack_has_room_for() -> None:
     memory += struct.pack("<QQ", 0, 16 | 1)
     segment = Segment(start, start + len(memory))
     assert segment.feed(start, memory)
-    heap = GlibcHeap([Arena(1, 0, 0, [], [segment], [Range(start, start + len(memory))])], [])
+    heap = GlibcHeap(
+        [Arena(1, STATES[0], 0, 0, [], [segment], [Range(start, start + len(memory))])], []
+    )
     heap.index()
     heap.live, heap.live_bytes = segment.total()[:2]
     roots = {ROOTS: bytearray(struct.pack("<Q", start + 16)), MODULE: bytearray(16)}

@@ -24,9 +24,7 @@ import foreign
 import targets
 from fastdump._heap import Segment, joined, size_classes
 from fastdump._native import OURS, PLAIN, Memory, Slice, address_of, lib
-from fastdump._words import (
-    FURTHER,
-    PARENT,
+from fastdump._objects import (
     SIZE_DICT,
     SIZE_FIXED,
     SIZE_LIST,
@@ -34,9 +32,13 @@ from fastdump._words import (
     SIZE_STR,
     SIZE_TAG,
     SIZE_VAR,
+    TypeCounter,
+)
+from fastdump._words import (
+    FURTHER,
+    PARENT,
     Heap,
     ModuleRange,
-    TypeCounter,
     Words,
     windows_of,
 )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump._heap import self_pointers
-from fastdump._words import (
+from fastdump._objects import (
     SIZE_DICT,
     SIZE_FIXED,
     SIZE_LIST,
@@ -25,9 +25,11 @@ from fastdump._words import (
     SIZE_STR,
     SIZE_TAG,
     SIZE_VAR,
-    Heap,
     ObjectCount,
     TypeCounter,
+)
+from fastdump._words import (
+    Heap,
 )
 from fastdump.errors import FaultError
 from fastdump.labels import Kind

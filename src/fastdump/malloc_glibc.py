@@ -38,7 +38,7 @@ from fastdump.region import Range
 from fastdump.source import CHUNK_SIZE, Chunk, Source, Zeros
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """A layout of struct malloc_state, and what goes with it.
 
     mutex, flags, have_fastchunks, fastbinsY[10], top, last_remainder, bins[254], binmap[4], next,
@@ -55,10 +55,10 @@ class _State(NamedTuple):
     unit: int
 
 
-_STATES = (
-    _State(struct.Struct("<3I4x10QQQ254Q4IQQQQQ"), 112, slice(3, 13), 0, PAGE_SIZE),
+STATES = (
+    State(struct.Struct("<3I4x10QQQ254Q4IQQQQQ"), 112, slice(3, 13), 0, PAGE_SIZE),
     # Since 2.43: no fastbins; and a realloc of a mapped chunk adds 16 to that count, for good.
-    _State(struct.Struct("<I4xQQ254Q4IQQQQQ"), 24, slice(0), HEADER, 16),
+    State(struct.Struct("<I4xQQ254Q4IQQQQQ"), 24, slice(0), HEADER, 16),
 )
 _TOP, _NEXT, _SYSTEM_MEM, _MAX_SYSTEM_MEM = -265, -5, -2, -1  # fields, from the end
 _LEAST_EMPTY = 16  # bins of an arena, of 127; the largest ones hardly ever hold a chunk
@@ -84,7 +84,7 @@ class Arena:
     """
 
     address: int
-    state: _State
+    state: State
     system_mem: int
     top: int
     fast: Sequence[int]
@@ -253,7 +253,7 @@ class GlibcWalk:
             for bins, empty in votes.most_common():
                 if empty < _LEAST_EMPTY:
                     break
-                for state in _STATES:
+                for state in STATES:
                     if arenas := self._ring(bins - state.bins, state):
                         return arenas, data
         return None
@@ -268,7 +268,7 @@ class GlibcWalk:
                 if isinstance(part, Chunk):
                     yield part.address, bytes(part.data)
 
-    def _ring(self, main: int, state: _State) -> list[Arena]:
+    def _ring(self, main: int, state: State) -> list[Arena]:
         """The arenas that ``next`` leads to from main_arena, if it is that."""
         arenas: list[Arena] = []
         seen: set[int] = set()

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from fastdump._heap import Segment, SizeClass, joined, size_classes
 from fastdump._native import PAGE_SIZE, Gap
+from fastdump._objects import (
+    TypeCounter,
+)
 from fastdump._strings import Query
 from fastdump._words import (
     FURTHER,
@@ -25,7 +28,6 @@ from fastdump._words import (
     Heap,
     Hit,
     ModuleRange,
-    TypeCounter,
     Words,
 )
 from fastdump.addresses import short_name

@@ -1,0 +1,301 @@
+/*
+ * Whose the chunks are: by the words that were kept of memory, without it. First by what a chunk's
+ * own words point to, then by who points to it.
+ */
+#include "words.h"
+
+static inline unsigned char *owner_of(const struct fastdump_segment *segment, uint64_t chunk) {
+    return &segment->owners[fastdump_rank_of(segment, chunk) - 1];
+}
+
+/* --- hits ------------------------------------------------------------------------------- */
+
+static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t target,
+                                       uint64_t size_class) {
+    uint64_t mask = words->capacity - 1;
+    uint64_t at = ((target >> 3) + size_class) * 0x9e3779b97f4a7c15u >> 20 & mask;
+    for (; words->slots[at]; at = (at + 1) & mask) {
+        struct fastdump_pointed *hit = &words->hits[words->slots[at] - 1];
+        if (hit->target == target && hit->size_class == size_class)
+            return hit;
+    }
+    if (words->used >= words->capacity / 4 * 3)
+        return NULL;
+    words->hits[words->used] =
+        (struct fastdump_pointed){.target = target, .size_class = size_class};
+    words->slots[at] = (uint32_t)++words->used;
+    return &words->hits[words->used - 1];
+}
+
+static void own(struct fastdump_words *words, unsigned char *owner, uint64_t chunk, uint64_t end,
+                uint32_t module, uint32_t tier) {
+    *owner = (unsigned char)(module | (tier > FASTDUMP_ANY_WORD ? FASTDUMP_NOT_DIRECT : 0));
+    words->owned[module].count[tier]++;
+    words->owned[module].bytes[tier] += end - chunk;
+    words->owned[module].example[tier] = chunk + FASTDUMP_CHUNK_HEADER;
+}
+
+/* The chunk that was being read has an owner: the one of its first word, else of most words. */
+static inline void settle(struct fastdump_words *words) {
+    struct fastdump_place *place = &words->place;
+    uint32_t elected = fastdump_elected(words->votes, words->voted);
+    if (elected) { /* its first word has a vote, too */
+        uint32_t module = words->first ? words->first : elected;
+        own(words, owner_of(place->segment, place->chunk), place->chunk, place->end, module,
+            words->first ? FASTDUMP_FIRST_WORD : FASTDUMP_ANY_WORD);
+    }
+    words->first = words->voted = 0;
+}
+
+static inline void count_hit(struct fastdump_words *words, uint64_t target, uint64_t address) {
+    uint32_t module =
+        fastdump_module_at(words->ranges, words->range_count, &words->last_range, target);
+    if (!module)
+        return;
+    if (!fastdump_is_at(&words->place, address)) {
+        settle(words);
+        fastdump_move_to(&words->place, &words->heap, address);
+    }
+    struct fastdump_place *place = &words->place;
+    if (!place->live) {
+        words->stale++;
+        return;
+    }
+    bool in_heap = place->segment, first = in_heap && address == place->chunk + 16;
+    uint64_t size = first ? place->end - place->chunk : 0;
+    struct fastdump_pointed *hit = hit_of(words, target, first ? fastdump_size_class_of(size) : 0);
+    if (hit) {
+        hit->example = address;
+        hit->count++;
+        hit->bytes += size;
+    } else {
+        words->lost++;
+    }
+    if (!in_heap)
+        return;
+    if (first)
+        words->first = module;
+    fastdump_vote_for(words->votes, &words->voted, module);
+}
+
+/* --- kept words --------------------------------------------------------------------------- */
+
+/* A block's words, one after the other. Those that stay make up the block from then on. */
+struct block_words {
+    struct fastdump_kept *kept;
+    struct fastdump_block *block;
+    uint64_t *words;
+    uint16_t *indexes;
+    uint64_t *words_left;
+    uint16_t *indexes_left;
+    uint32_t left;
+};
+
+/* Whether there is a next block, and its words are kept. */
+static bool block_begin(struct block_words *at, struct fastdump_kept *kept) {
+    if (kept->block == kept->count || kept->blocks[kept->block].count == FASTDUMP_TOO_MANY)
+        return false;
+    *at = (struct block_words){.kept = kept,
+                               .block = &kept->blocks[kept->block],
+                               .words = kept->words + kept->word,
+                               .indexes = kept->indexes + kept->word,
+                               .words_left = kept->words + kept->used,
+                               .indexes_left = kept->indexes + kept->used};
+    return true;
+}
+
+static inline void block_keep(struct block_words *at, uint32_t i, bool stays) {
+    at->words_left[at->left] = at->words[i]; /* no branch, which would be guessed wrong */
+    at->indexes_left[at->left] = at->indexes[i];
+    at->left += stays;
+}
+
+static void block_end(struct block_words *at) {
+    at->kept->block++;
+    at->kept->word += at->block->count;
+    at->kept->used += at->left;
+    at->block->count = at->left;
+}
+
+CLONED
+void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept) {
+    struct block_words at;
+    const struct fastdump_windows modules = fastdump_windows_in(words->module_windows),
+                                  heap = fastdump_windows_in(words->heap_windows);
+    for (; block_begin(&at, kept); block_end(&at))
+        for (uint32_t i = 0; i < at.block->count; i++) {
+            uint64_t word = at.words[i];
+            if (fastdump_is_in(modules.range, word))
+                count_hit(words, word, at.block->address + at.indexes[i] * 8ull);
+            block_keep(&at, i, fastdump_is_in(heap.range, word));
+        }
+}
+
+void fastdump_words_settle(struct fastdump_words *words) {
+    settle(words);
+    words->place = (struct fastdump_place){.end = 0};
+}
+
+/* --- parents ---------------------------------------------------------------------------- */
+
+#define AHEAD 16 /* words: an access to memory takes as long as about so many of them */
+
+/* Whose the chunks are that the chunk at hand points to: 0 if it has no owner to give. */
+static inline uint32_t given(const struct fastdump_place *place, uint32_t tier) {
+    if (!place->live || !place->segment)
+        return 0;
+    uint32_t owner = *owner_of(place->segment, place->chunk);
+    if (!(owner & FASTDUMP_NOT_DIRECT))
+        return owner;
+    return tier == FASTDUMP_PARENT ? 0 : owner & (FASTDUMP_NOT_DIRECT - 1);
+}
+
+/* What tells the owner of the chunk that a word points to, if that is where the last one lay. */
+static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
+    struct fastdump_segment *segment = place->segment;
+    if (!segment || !segment->bits || word < place->from || word >= place->to)
+        return;
+    uint64_t at = word - segment->start;
+    __builtin_prefetch(&segment->bits[at / 1024]);
+    __builtin_prefetch(&segment->ranks_within[at / 1024]);
+}
+
+static inline void put_todo(struct fastdump_words *words, uint64_t chunk) {
+    if (words->todo_used < words->todo_capacity)
+        words->todo[words->todo_used++] = chunk;
+}
+
+CLONED
+static uint64_t follow_block(struct fastdump_words *words, struct block_words *block,
+                             uint32_t module, uint32_t tier) {
+    struct fastdump_place *place = &words->place, target = words->target;
+    uint64_t news = 0, address = block->block->address, begin = 0, end = 0;
+    uint32_t owner = module, count = block->block->count;
+    bool stays = false;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t word = block->words[i], at = address + block->indexes[i] * 8ull;
+        if (i + AHEAD < count)
+            prefetch(&target, block->words[i + AHEAD]);
+        if (!module && at - FASTDUMP_CHUNK_HEADER - begin >= end - begin) {
+            if (!fastdump_is_at(place, at))
+                fastdump_move_to(place, &words->heap, at);
+            begin = place->chunk, end = place->end;
+            owner = given(place, tier);
+            stays = !owner && place->live && place->segment;
+        }
+        block_keep(block, i, stays);
+        if (!owner)
+            continue;
+        struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
+        uint64_t rank = segment ? fastdump_rank_of(segment, word) : 0;
+        if (!rank || segment->owners[rank - 1])
+            continue;
+        uint64_t chunk = fastdump_chunk_in(&target, segment, word);
+        if (fastdump_chunk_is_free(segment, chunk))
+            continue;
+        own(words, &segment->owners[rank - 1], chunk, fastdump_chunk_end(segment, chunk), owner,
+            tier);
+        news++;
+        if (tier == FASTDUMP_FURTHER && chunk < begin)
+            put_todo(words, chunk);
+    }
+    words->target = target;
+    return news;
+}
+
+uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
+                               uint32_t module, uint32_t tier) {
+    uint64_t news = 0;
+    struct block_words at;
+    for (; block_begin(&at, kept); block_end(&at))
+        news += follow_block(words, &at, module, tier);
+    return news;
+}
+
+/* Give what the words of a chunk point to its owner, and put it into todo. */
+static uint64_t chase_words(struct fastdump_words *words, const uint64_t *found, uint64_t count,
+                            uint32_t owner) {
+    uint64_t news = 0;
+    struct fastdump_place *target = &words->target;
+    for (uint64_t i = 0; i < count; i++) {
+        if (!fastdump_is_in(words->heap_windows, found[i]))
+            continue;
+        struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, found[i]);
+        uint64_t chunk = segment ? fastdump_chunk_in(target, segment, found[i]) : 0;
+        if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
+            continue;
+        own(words, owner_of(segment, chunk), chunk, fastdump_chunk_end(segment, chunk), owner,
+            FASTDUMP_FURTHER);
+        put_todo(words, chunk);
+        news++;
+    }
+    return news;
+}
+
+uint64_t fastdump_words_chase(struct fastdump_words *words, const struct fastdump_target *target,
+                              const struct fastdump_slice *slices, uint64_t count, uint64_t limit) {
+    uint64_t news = 0, found[FASTDUMP_CHASED / 8];
+    struct fastdump_place place = {.end = 0};
+    for (; words->todo_used && limit; limit--) {
+        uint64_t chunk = words->todo[--words->todo_used];
+        const struct fastdump_segment *segment = fastdump_segment_of(&place, &words->heap, chunk);
+        uint64_t end = fastdump_chunk_end(segment, chunk);
+        /* Its user has the first word of the next header, too. */
+        struct fastdump_range range = {.start = chunk + FASTDUMP_CHUNK_HEADER, .end = end + 8};
+        uint64_t length = range.end - range.start;
+        if (end < segment->next && length <= sizeof found &&
+            fastdump_read_range(target, slices, count, &range, found))
+            news += chase_words(words, found, length / 8,
+                                *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1));
+    }
+    return news;
+}
+
+/* The module, other than owner, that the nearest word of a block by word i points to; or 0. */
+static uint32_t module_beside(struct fastdump_words *words, const uint64_t *found,
+                              const uint16_t *indexes, uint32_t count, uint32_t i, uint32_t owner) {
+    uint32_t before = i, after = i + 1;
+    for (;;) {
+        uint32_t back = before ? indexes[i] - indexes[before - 1] : UINT32_MAX;
+        uint32_t on = after < count ? indexes[after] - indexes[i] : UINT32_MAX;
+        if (back > FASTDUMP_BESIDE && on > FASTDUMP_BESIDE)
+            return 0;
+        uint64_t word = found[back < on ? --before : after++];
+        if (!fastdump_is_in(words->module_windows, word))
+            continue;
+        uint32_t module =
+            fastdump_module_at(words->ranges, words->range_count, &words->last_range, word);
+        if (module && module != owner)
+            return module;
+    }
+}
+
+void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
+                            uint32_t module, uint64_t *counts_ret) {
+    struct fastdump_place *place = &words->place, *target = &words->target;
+    struct block_words block;
+    for (; block_begin(&block, kept); block_end(&block)) {
+        uint32_t count = block.block->count;
+        for (uint32_t i = 0; i < count; i++) {
+            uint64_t word = block.words[i], at = block.block->address + block.indexes[i] * 8ull;
+            if (!fastdump_is_in(words->heap_windows, word))
+                continue;
+            uint64_t chunk = word - FASTDUMP_CHUNK_HEADER;
+            struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, chunk);
+            if (!segment || fastdump_chunk_of(segment, chunk) != chunk ||
+                fastdump_chunk_is_free(segment, chunk))
+                continue;
+            uint32_t owner = *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1), from = module;
+            if (owner && !module) {
+                if (!fastdump_is_at(place, at))
+                    fastdump_move_to(place, &words->heap, at);
+                if (place->live)
+                    from = place->segment
+                               ? *owner_of(place->segment, place->chunk) & (FASTDUMP_NOT_DIRECT - 1)
+                               : module_beside(words, block.words, block.indexes, count, i, owner);
+            }
+            if (owner && from)
+                counts_ret[owner * FASTDUMP_MODULES + from]++;
+        }
+    }
+}
