@@ -535,19 +535,14 @@ struct fastdump_chunk_tally {
     uint64_t free_bytes;
 };
 
-/* Both in one cache line: who looks for a chunk asks whether it is free. */
-struct fastdump_bits {
-    uint64_t begins; /* a chunk begins here */
-    uint64_t free;   /* this chunk is free */
-};
-
 struct fastdump_segment {
     uint64_t start; /* of the first chunk: a multiple of 16 */
     uint64_t end;
-    struct fastdump_bits *bits; /* NULL: all of it is one chunk, and live */
-    unsigned char *owners;      /* of each chunk, in their order; see fastdump_segment_rank */
-    uint64_t *ranks;            /* for each 2 MiB the number of chunks that begin before, */
-    uint16_t *ranks_within; /* and for each of bits those of them that begin in the same 2 MiB */
+    uint64_t *begins;       /* a chunk begins here. NULL: all of it is one chunk, and live */
+    uint64_t *free;         /* this chunk is free */
+    unsigned char *owners;  /* of each chunk, in their order; see fastdump_segment_rank */
+    uint64_t *ranks;        /* for each 2 MiB the number of chunks that begin before, */
+    uint16_t *ranks_within; /* and for each 64 bits those of them that begin in the same 2 MiB */
     uint64_t *marked;       /* a root leads to this chunk: see fastdump_reach. One bit if single */
     uint64_t *pending;      /* and it was not read yet; later: a leaked chunk points to it */
     uint64_t next;          /* the next header, or the end of the last chunk */
@@ -571,7 +566,7 @@ int64_t fastdump_segment_walk(struct fastdump_segment *segment, const void *data
  * Number the chunks of a segment that was walked, from 0 on: fills ranks and ranks_within, of which
  * a single chunk needs none. Returns how many there are.
  */
-#define FASTDUMP_RANKS 2048 /* of bits, for each of ranks: 65,536 of the smallest chunks */
+#define FASTDUMP_RANKS 2048 /* of 64 bits, for each of ranks: 65,536 of the smallest chunks */
 uint64_t fastdump_segment_rank(struct fastdump_segment *segment);
 
 /* A chunk is free. */

@@ -53,7 +53,7 @@ void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) 
         return;
     uint64_t size = fastdump_chunk_end(segment, chunk) - chunk;
     uint64_t index = (chunk - segment->start) / 16;
-    segment->bits[index / 64].free |= 1ull << index % 64;
+    segment->free[index / 64] |= 1ull << index % 64;
     segment->tally.live--;
     segment->tally.live_bytes -= size;
     segment->tally.free++;
@@ -82,7 +82,7 @@ static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t
             size > segment->end - segment->next)
             return -EILSEQ;
         uint64_t index = (segment->next - segment->start) / 16;
-        segment->bits[index / 64].begins |= 1ull << index % 64;
+        segment->begins[index / 64] |= 1ull << index % 64;
         segment->tally.live++;
         segment->tally.live_bytes += size;
         uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
@@ -160,18 +160,17 @@ void fastdump_segment_sizes(const struct fastdump_segment *segment,
                             struct fastdump_size_class *classes_ret) {
     const unsigned char *owners = segment->owners;
     uint64_t chunk = segment->start;
-    bool live = !segment->bits;
+    bool live = !segment->begins;
     uint32_t owner = live && owners ? *owners : 0; /* cut into chunks, it may have none */
     /* Not chunk after chunk: of each, its end would be looked for, and then found once more. */
-    for (uint64_t at = 0; segment->bits && segment->start + at * 1024 < segment->next; at++) {
-        struct fastdump_bits bits = segment->bits[at];
-        for (; bits.begins; bits.begins &= bits.begins - 1) {
-            uint64_t index = (uint64_t)__builtin_ctzll(bits.begins);
+    for (uint64_t at = 0; segment->begins && segment->start + at * 1024 < segment->next; at++) {
+        for (uint64_t bits = segment->begins[at]; bits; bits &= bits - 1) {
+            uint64_t index = (uint64_t)__builtin_ctzll(bits);
             uint64_t next = segment->start + (at * 64 + index) * 16;
             if (live)
                 enter_size(classes_ret, owner, next - chunk);
             chunk = next;
-            live = !(bits.free >> index & 1);
+            live = !(segment->free[at] >> index & 1);
             owner = owners ? *owners++ : 0;
         }
     }
@@ -181,14 +180,14 @@ void fastdump_segment_sizes(const struct fastdump_segment *segment,
 
 CLONED
 uint64_t fastdump_segment_rank(struct fastdump_segment *segment) {
-    if (!segment->bits)
+    if (!segment->begins)
         return 1;
     uint64_t rank = 0;
     for (uint64_t at = 0; segment->start + at * 1024 < segment->next; at++) {
         if (at % FASTDUMP_RANKS == 0)
             segment->ranks[at / FASTDUMP_RANKS] = rank;
         segment->ranks_within[at] = (uint16_t)(rank - segment->ranks[at / FASTDUMP_RANKS]);
-        rank += (uint64_t)__builtin_popcountll(segment->bits[at].begins);
+        rank += (uint64_t)__builtin_popcountll(segment->begins[at]);
     }
     return rank;
 }
@@ -227,7 +226,7 @@ int64_t fastdump_self_pointers(const void *data, uint64_t length, uint64_t addre
 /* The segment in which a chunk begins at an address, or NULL. */
 static struct fastdump_segment *begun_at(struct fastdump_free_list *list, uint64_t chunk) {
     struct fastdump_segment *segment = fastdump_segment_of(&list->place, &list->heap, chunk);
-    if (!segment || !segment->bits || (chunk - segment->start) % 16)
+    if (!segment || !segment->begins || (chunk - segment->start) % 16)
         return NULL;
     return fastdump_chunk_begins(segment, chunk) ? segment : NULL;
 }

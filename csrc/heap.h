@@ -7,29 +7,29 @@
 /* Whether a chunk begins at an address of a segment that is cut into chunks: a multiple of 16. */
 static inline bool fastdump_chunk_begins(const struct fastdump_segment *segment, uint64_t address) {
     uint64_t index = (address - segment->start) / 16;
-    return segment->bits[index / 64].begins >> index % 64 & 1;
+    return segment->begins[index / 64] >> index % 64 & 1;
 }
 
 /* How many chunks of a ranked segment begin at an address in it or before. */
 static inline uint64_t fastdump_rank_of(const struct fastdump_segment *segment, uint64_t address) {
-    if (!segment->bits)
+    if (!segment->begins)
         return 1;
     uint64_t index = (address - segment->start) / 16, at = index / 64;
-    uint64_t begins = segment->bits[at].begins & (UINT64_MAX >> (63 - index % 64));
+    uint64_t begins = segment->begins[at] & (UINT64_MAX >> (63 - index % 64));
     return segment->ranks[at / FASTDUMP_RANKS] + segment->ranks_within[at] +
            (uint64_t)__builtin_popcountll(begins);
 }
 
 /* The chunk that holds an address of the segment; 0 if it lies before the first. */
 static inline uint64_t fastdump_chunk_of(const struct fastdump_segment *segment, uint64_t address) {
-    if (!segment->bits)
+    if (!segment->begins)
         return segment->start;
     uint64_t index = (address - segment->start) / 16, at = index / 64;
-    uint64_t word = segment->bits[at].begins & (UINT64_MAX >> (63 - index % 64));
+    uint64_t word = segment->begins[at] & (UINT64_MAX >> (63 - index % 64));
     while (!word) {
         if (at == 0)
             return 0;
-        word = segment->bits[--at].begins;
+        word = segment->begins[--at];
     }
     return segment->start + (at * 64 + 63 - (uint64_t)__builtin_clzll(word)) * 16;
 }
@@ -40,24 +40,24 @@ static inline uint64_t fastdump_chunk_from(const struct fastdump_segment *segmen
     if (index >= count)
         return segment->next;
     uint64_t at = index / 64, last = (count - 1) / 64;
-    uint64_t word = segment->bits[at].begins & (UINT64_MAX << index % 64);
+    uint64_t word = segment->begins[at] & (UINT64_MAX << index % 64);
     while (!word) {
         if (at == last)
             return segment->next;
-        word = segment->bits[++at].begins;
+        word = segment->begins[++at];
     }
     return segment->start + (at * 64 + (uint64_t)__builtin_ctzll(word)) * 16;
 }
 
 static inline uint64_t fastdump_chunk_end(const struct fastdump_segment *segment, uint64_t chunk) {
-    if (!segment->bits)
+    if (!segment->begins)
         return segment->end;
     return fastdump_chunk_from(segment, (chunk - segment->start) / 16 + 1);
 }
 
 static inline bool fastdump_chunk_is_free(const struct fastdump_segment *segment, uint64_t chunk) {
     uint64_t index = (chunk - segment->start) / 16;
-    return segment->bits && segment->bits[index / 64].free >> index % 64 & 1;
+    return segment->begins && segment->free[index / 64] >> index % 64 & 1;
 }
 
 /* See fastdump_segment_sizes. */

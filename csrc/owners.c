@@ -153,10 +153,10 @@ static inline uint32_t given(const struct fastdump_place *place, uint32_t tier) 
 /* What tells the owner of the chunk that a word points to, if that is where the last one lay. */
 static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     struct fastdump_segment *segment = place->segment;
-    if (!segment || !segment->bits || word < place->from || word >= place->to)
+    if (!segment || !segment->begins || word < place->from || word >= place->to)
         return;
     uint64_t at = word - segment->start;
-    __builtin_prefetch(&segment->bits[at / 1024]);
+    __builtin_prefetch(&segment->begins[at / 1024]);
     __builtin_prefetch(&segment->ranks_within[at / 1024]);
 }
 

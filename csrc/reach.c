@@ -23,7 +23,7 @@ static inline void put(uint64_t *bits, uint64_t index) { bits[index / 64] |= 1ul
 
 /* The end of what the program has of a chunk: the next header's first word, too. */
 static inline uint64_t user_end(const struct fastdump_segment *segment, uint64_t chunk) {
-    if (!segment->bits)
+    if (!segment->begins)
         return segment->end;
     return least(fastdump_chunk_end(segment, chunk) + 8, segment->end);
 }
@@ -33,15 +33,15 @@ static inline uint64_t user_end(const struct fastdump_segment *segment, uint64_t
 static inline uint64_t bits_of(const struct fastdump_segment *segment, uint64_t at, int32_t what) {
     if (what == FASTDUMP_PENDING)
         return segment->pending[at];
-    if (!segment->bits)
+    if (!segment->begins)
         return ~segment->marked[0] & 1;
-    return segment->bits[at].begins & ~segment->bits[at].free & ~segment->marked[at];
+    return segment->begins[at] & ~segment->free[at] & ~segment->marked[at];
 }
 
 /* The first such chunk in [from, limit), or 0. */
 static uint64_t next_in(const struct fastdump_segment *segment, uint64_t from, uint64_t limit,
                         int32_t what) {
-    if (!segment->bits)
+    if (!segment->begins)
         return from <= segment->start && segment->start < limit && bits_of(segment, 0, what)
                    ? segment->start
                    : 0;
@@ -77,7 +77,7 @@ int64_t fastdump_reach_window(struct fastdump_reach *reach, const struct fastdum
     uint64_t start = segment->start, end = segment->end;
     if (!is(segment, chunk, what))
         return 0;
-    if (segment->bits) {
+    if (segment->begins) {
         uint64_t low = chunk & -length, high = least((chunk | (length - 1)) + 1, segment->next);
         if (low > start)
             start = fastdump_chunk_from(segment, (low - start + 15) / 16);
@@ -104,7 +104,7 @@ static uint64_t pointed_to(struct fastdump_reach *reach, uint64_t word,
     uint64_t chunk = segment ? fastdump_chunk_in(target, segment, at) : 0;
     if (!chunk)
         return 0;
-    if (!segment->bits) {
+    if (!segment->begins) {
         if (word >= segment->end)
             return 0;
     } else { /* of the next chunk the second word of the header, too, is not this one's */

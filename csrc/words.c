@@ -133,7 +133,7 @@ static void walk_chunks(const struct fastdump_heap *heap, const void *data, uint
     }
     for (; low && heap->segments[low - 1]->end > address; low--) {
         struct fastdump_segment *segment = heap->segments[low - 1];
-        if (segment->bits && !segment->walked && segment->next >= address &&
+        if (segment->begins && !segment->walked && segment->next >= address &&
             segment->next + FASTDUMP_CHUNK_HEADER <= end)
             fastdump_segment_walk(segment, data, length, address);
     }

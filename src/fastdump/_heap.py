@@ -13,7 +13,7 @@ HEADER: int = lib.FASTDUMP_CHUNK_HEADER
 LIST_BLOCK: int = lib.FASTDUMP_LIST_BLOCK
 _BATCH = 1024
 _ANY = (1 << 64) - 1
-_SPAN = 16 * 64  # bytes of memory that a struct fastdump_bits stands for
+_SPAN = 16 * 64  # bytes of memory that 64 bits stand for
 
 
 class Tallied(NamedTuple):
@@ -49,8 +49,9 @@ class Segment:
         self.c.next = end if single else start
         if not single:
             # Not ffi.new(): pages that no chunk begins in cost nothing.
-            self._bits = zeroed(((end - start) // _SPAN + 1) * ffi.sizeof("struct fastdump_bits"))
-            self.c.bits = ffi.cast("struct fastdump_bits *", ffi.from_buffer(self._bits))
+            self._bits = [zeroed(((end - start) // _SPAN + 1) * 8) for _ in range(2)]
+            begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
+            self.c.begins, self.c.free = begins, free
             self._caches = ffi.new("uint64_t[]", _BATCH)
             self.c.caches, self.c.caches_capacity = self._caches, _BATCH
 
