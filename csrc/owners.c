@@ -160,6 +160,20 @@ static inline void prefetch(const struct fastdump_place *place, uint64_t word) {
     __builtin_prefetch(&segment->ranks_within[at / 1024]);
 }
 
+/* Give an owner to the chunk that a word points to, if it is live and has none: it, or 0. */
+static inline uint64_t give(struct fastdump_words *words, struct fastdump_place *target,
+                            uint64_t word, uint32_t owner, uint32_t tier) {
+    struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, word);
+    uint64_t rank = segment ? fastdump_rank_of(segment, word) : 0;
+    if (!rank || segment->owners[rank - 1])
+        return 0;
+    uint64_t chunk = fastdump_chunk_in(target, segment, word);
+    if (fastdump_chunk_is_free(segment, chunk))
+        return 0;
+    own(words, &segment->owners[rank - 1], chunk, fastdump_chunk_end(segment, chunk), owner, tier);
+    return chunk;
+}
+
 static inline void put_todo(struct fastdump_words *words, uint64_t chunk) {
     if (words->todo_used < words->todo_capacity)
         words->todo[words->todo_used++] = chunk;
@@ -186,17 +200,9 @@ static uint64_t follow_block(struct fastdump_words *words, struct block_words *b
         block_keep(block, i, stays);
         if (!owner)
             continue;
-        struct fastdump_segment *segment = fastdump_segment_of(&target, &words->heap, word);
-        uint64_t rank = segment ? fastdump_rank_of(segment, word) : 0;
-        if (!rank || segment->owners[rank - 1])
-            continue;
-        uint64_t chunk = fastdump_chunk_in(&target, segment, word);
-        if (fastdump_chunk_is_free(segment, chunk))
-            continue;
-        own(words, &segment->owners[rank - 1], chunk, fastdump_chunk_end(segment, chunk), owner,
-            tier);
-        news++;
-        if (tier == FASTDUMP_FURTHER && chunk < begin)
+        uint64_t chunk = give(words, &target, word, owner, tier);
+        news += chunk != 0;
+        if (chunk && tier == FASTDUMP_FURTHER && chunk < begin)
             put_todo(words, chunk);
     }
     words->target = target;
@@ -216,18 +222,13 @@ uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kep
 static uint64_t chase_words(struct fastdump_words *words, const uint64_t *found, uint64_t count,
                             uint32_t owner) {
     uint64_t news = 0;
-    struct fastdump_place *target = &words->target;
     for (uint64_t i = 0; i < count; i++) {
-        if (!fastdump_is_in(words->heap_windows, found[i]))
-            continue;
-        struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, found[i]);
-        uint64_t chunk = segment ? fastdump_chunk_in(target, segment, found[i]) : 0;
-        if (!chunk || *owner_of(segment, chunk) || fastdump_chunk_is_free(segment, chunk))
-            continue;
-        own(words, owner_of(segment, chunk), chunk, fastdump_chunk_end(segment, chunk), owner,
-            FASTDUMP_FURTHER);
-        put_todo(words, chunk);
-        news++;
+        uint64_t chunk = fastdump_is_in(words->heap_windows, found[i])
+                             ? give(words, &words->target, found[i], owner, FASTDUMP_FURTHER)
+                             : 0;
+        news += chunk != 0;
+        if (chunk)
+            put_todo(words, chunk);
     }
     return news;
 }
