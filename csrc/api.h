@@ -715,12 +715,18 @@ struct fastdump_cell {
     uint32_t pages[FASTDUMP_PAGE_CLASSES];
 };
 
-/* Words that were found in a range: how many, or FASTDUMP_TOO_MANY, which are not kept. */
+/*
+ * A range of memory, and the words that were found in it: those that point into the heap, then
+ * those that point into modules. Each is kept as word << 16 | its index in the range.
+ */
+#define FASTDUMP_ADDRESS_BITS 48 /* of all that words are held against */
 #define FASTDUMP_TOO_MANY 0xffffffff
 struct fastdump_block {
     uint64_t address;
     uint32_t length;
-    uint32_t count;
+    uint32_t count;   /* into the heap, or TOO_MANY: none is kept */
+    uint32_t modules; /* into modules */
+    uint32_t reserved;
 };
 
 struct fastdump_words {
@@ -734,8 +740,7 @@ struct fastdump_words {
     struct fastdump_types *types; /* is fed too; may be NULL */
     unsigned char *buffer;        /* size bytes, at most FASTDUMP_BLOCK_MOST */
     uint64_t size;
-    uint64_t *kept;    /* words of the blocks, one after the other, */
-    uint16_t *indexes; /* where each lies in its block */
+    uint64_t *kept; /* words of the blocks, one after the other */
     uint64_t kept_capacity;
     uint64_t kept_used;
     struct fastdump_block *blocks;
@@ -765,7 +770,6 @@ struct fastdump_words {
 };
 
 #define FASTDUMP_BLOCK_MOST 524288 /* bytes: an index has 16 bits */
-#define FASTDUMP_BLOCK_SLACK 64    /* words that are written more than are kept */
 
 /*
  * Take the bytes of slices, from the cursor on, as fastdump_copy reads them; slice.offset is
@@ -786,26 +790,26 @@ uint64_t fastdump_words_bytes(struct fastdump_words *words, const void *data, ui
                               uint64_t address);
 
 /*
- * The words of length bytes, at most FASTDUMP_BLOCK_MOST, that lie in the windows, and the index of
- * each. Returns how many; more than capacity - FASTDUMP_BLOCK_SLACK: not all of them.
+ * The words of length bytes at address, at most FASTDUMP_BLOCK_MOST, that lie in the windows, and
+ * the block that they make up. found_ret has room for two of each word, and for FIND_SLACK more.
  */
-uint64_t fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
-                             uint64_t capacity, uint64_t *found_ret, uint16_t *indexes_ret);
+#define FASTDUMP_FIND_SLACK 8192
+void fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
+                         uint64_t address, uint64_t *found_ret, struct fastdump_block *block_ret);
 
 /* Blocks that were kept, and how far they have been gone through. */
 struct fastdump_kept {
     struct fastdump_block *blocks;
     uint64_t count;
     uint64_t *words;
-    uint16_t *indexes;
     uint64_t block; /* the next one */
     uint64_t word;  /* and its first word */
     uint64_t used;  /* words that stay, of the blocks before it: they are moved to the front */
 };
 
 /*
- * Count what words point to, up to a block whose words are not kept: those in live chunks, and
- * those outside of the heap. In address order. Words that cannot lead to a chunk do not stay.
+ * Count what words that point into modules point to, up to a block whose words are not kept: those
+ * in live chunks, and those outside of the heap. In address order.
  */
 void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept);
 
@@ -816,8 +820,8 @@ void fastdump_words_settle(struct fastdump_words *words);
  * Give chunks without an owner that of what points to them, up to a block whose words are not kept:
  * the owner of the chunk that a word lies in, or module, which is not 0 for the data of one. tier:
  * PARENT (only chunks whose owner is known by their words), GLOBAL, FURTHER (all). Returns how
- * many. Only words stay that may still give an owner. What FURTHER finds further back is put into
- * todo, while there is room.
+ * many. Only words stay that may still give an owner: none into modules. What FURTHER finds further
+ * back is put into todo, while there is room.
  */
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier);

@@ -80,55 +80,27 @@ static inline void count_hit(struct fastdump_words *words, uint64_t target, uint
 
 /* --- kept words --------------------------------------------------------------------------- */
 
-/* A block's words, one after the other. Those that stay make up the block from then on. */
-struct block_words {
-    struct fastdump_kept *kept;
-    struct fastdump_block *block;
-    uint64_t *words;
-    uint16_t *indexes;
-    uint64_t *words_left;
-    uint16_t *indexes_left;
-    uint32_t left;
-};
-
-/* Whether there is a next block, and its words are kept. */
-static bool block_begin(struct block_words *at, struct fastdump_kept *kept) {
-    if (kept->block == kept->count || kept->blocks[kept->block].count == FASTDUMP_TOO_MANY)
-        return false;
-    *at = (struct block_words){.kept = kept,
-                               .block = &kept->blocks[kept->block],
-                               .words = kept->words + kept->word,
-                               .indexes = kept->indexes + kept->word,
-                               .words_left = kept->words + kept->used,
-                               .indexes_left = kept->indexes + kept->used};
-    return true;
+/* The next block, if its words are kept, or NULL; *words_ret: its words. */
+static struct fastdump_block *block_of(const struct fastdump_kept *kept, uint64_t **words_ret) {
+    *words_ret = kept->words + kept->word;
+    return kept->block < kept->count && kept->blocks[kept->block].count != FASTDUMP_TOO_MANY
+               ? &kept->blocks[kept->block]
+               : NULL;
 }
 
-static inline void block_keep(struct block_words *at, uint32_t i, bool stays) {
-    at->words_left[at->left] = at->words[i]; /* no branch, which would be guessed wrong */
-    at->indexes_left[at->left] = at->indexes[i];
-    at->left += stays;
-}
-
-static void block_end(struct block_words *at) {
-    at->kept->block++;
-    at->kept->word += at->block->count;
-    at->kept->used += at->left;
-    at->block->count = at->left;
+static void block_end(struct fastdump_kept *kept) {
+    const struct fastdump_block *block = &kept->blocks[kept->block++];
+    kept->word += block->count + block->modules;
 }
 
 CLONED
 void fastdump_words_count(struct fastdump_words *words, struct fastdump_kept *kept) {
-    struct block_words at;
-    const struct fastdump_windows modules = fastdump_windows_in(words->module_windows),
-                                  heap = fastdump_windows_in(words->heap_windows);
-    for (; block_begin(&at, kept); block_end(&at))
-        for (uint32_t i = 0; i < at.block->count; i++) {
-            uint64_t word = at.words[i];
-            if (fastdump_is_in(modules.range, word))
-                count_hit(words, word, at.block->address + at.indexes[i] * 8ull);
-            block_keep(&at, i, fastdump_is_in(heap.range, word));
-        }
+    uint64_t *found;
+    for (const struct fastdump_block *block; (block = block_of(kept, &found)); block_end(kept)) {
+        found += block->count;
+        for (uint32_t i = 0; i < block->modules; i++)
+            count_hit(words, fastdump_word_of(found[i]), fastdump_place_of(found[i], block));
+    }
 }
 
 void fastdump_words_settle(struct fastdump_words *words) {
@@ -179,17 +151,19 @@ static inline void put_todo(struct fastdump_words *words, uint64_t chunk) {
         words->todo[words->todo_used++] = chunk;
 }
 
+/* Of its words so many stay, at left. */
 CLONED
-static uint64_t follow_block(struct fastdump_words *words, struct block_words *block,
-                             uint32_t module, uint32_t tier) {
+static uint64_t follow_block(struct fastdump_words *words, struct fastdump_block *block,
+                             const uint64_t *found, uint64_t *left, uint32_t module,
+                             uint32_t tier) {
     struct fastdump_place *place = &words->place, target = words->target;
-    uint64_t news = 0, address = block->block->address, begin = 0, end = 0;
-    uint32_t owner = module, count = block->block->count;
+    uint64_t news = 0, begin = 0, end = 0;
+    uint32_t owner = module, count = block->count, kept = 0;
     bool stays = false;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t word = block->words[i], at = address + block->indexes[i] * 8ull;
+        uint64_t word = fastdump_word_of(found[i]), at = fastdump_place_of(found[i], block);
         if (i + AHEAD < count)
-            prefetch(&target, block->words[i + AHEAD]);
+            prefetch(&target, fastdump_word_of(found[i + AHEAD]));
         if (!module && at - FASTDUMP_CHUNK_HEADER - begin >= end - begin) {
             if (!fastdump_is_at(place, at))
                 fastdump_move_to(place, &words->heap, at);
@@ -197,7 +171,8 @@ static uint64_t follow_block(struct fastdump_words *words, struct block_words *b
             owner = given(place, tier);
             stays = !owner && place->live && place->segment;
         }
-        block_keep(block, i, stays);
+        left[kept] = found[i]; /* no branch, which would be guessed wrong */
+        kept += stays;
         if (!owner)
             continue;
         uint64_t chunk = give(words, &target, word, owner, tier);
@@ -206,15 +181,19 @@ static uint64_t follow_block(struct fastdump_words *words, struct block_words *b
             put_todo(words, chunk);
     }
     words->target = target;
+    block->count = kept;
+    block->modules = 0;
     return news;
 }
 
 uint64_t fastdump_words_follow(struct fastdump_words *words, struct fastdump_kept *kept,
                                uint32_t module, uint32_t tier) {
-    uint64_t news = 0;
-    struct block_words at;
-    for (; block_begin(&at, kept); block_end(&at))
-        news += follow_block(words, &at, module, tier);
+    uint64_t news = 0, *found;
+    for (struct fastdump_block *block; (block = block_of(kept, &found));) {
+        block_end(kept);
+        news += follow_block(words, block, found, kept->words + kept->used, module, tier);
+        kept->used += block->count;
+    }
     return news;
 }
 
@@ -252,51 +231,58 @@ uint64_t fastdump_words_chase(struct fastdump_words *words, const struct fastdum
     return news;
 }
 
-/* The module, other than owner, that the nearest word of a block by word i points to; or 0. */
-static uint32_t module_beside(struct fastdump_words *words, const uint64_t *found,
-                              const uint16_t *indexes, uint32_t count, uint32_t i, uint32_t owner) {
-    uint32_t before = i, after = i + 1;
-    for (;;) {
-        uint32_t back = before ? indexes[i] - indexes[before - 1] : UINT32_MAX;
-        uint32_t on = after < count ? indexes[after] - indexes[i] : UINT32_MAX;
+/* The module, other than owner, that the nearest of count words around an index points to; or 0. */
+static uint32_t module_beside(struct fastdump_words *words, const uint64_t *found, uint32_t count,
+                              uint32_t index, uint32_t owner) {
+    uint32_t low = 0, high = count;
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if ((uint16_t)found[middle] < index)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (uint32_t before = low, after = low;;) {
+        uint32_t back = before ? index - (uint16_t)found[before - 1] : UINT32_MAX;
+        uint32_t on = after < count ? (uint16_t)found[after] - index : UINT32_MAX;
         if (back > FASTDUMP_BESIDE && on > FASTDUMP_BESIDE)
             return 0;
-        uint64_t word = found[back < on ? --before : after++];
-        if (!fastdump_is_in(words->module_windows, word))
-            continue;
         uint32_t module =
-            fastdump_module_at(words->ranges, words->range_count, &words->last_range, word);
+            fastdump_module_at(words->ranges, words->range_count, &words->last_range,
+                               fastdump_word_of(found[back < on ? --before : after++]));
         if (module && module != owner)
             return module;
     }
 }
 
+/* Whose the chunk is that begins where a word points to, if it is live and has an owner; or 0. */
+static uint32_t owner_at(struct fastdump_words *words, uint64_t word) {
+    uint64_t chunk = word - FASTDUMP_CHUNK_HEADER;
+    struct fastdump_segment *segment = fastdump_segment_of(&words->target, &words->heap, chunk);
+    if (!segment || fastdump_chunk_of(segment, chunk) != chunk ||
+        fastdump_chunk_is_free(segment, chunk))
+        return 0;
+    return *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1);
+}
+
 void fastdump_words_holders(struct fastdump_words *words, struct fastdump_kept *kept,
                             uint32_t module, uint64_t *counts_ret) {
-    struct fastdump_place *place = &words->place, *target = &words->target;
-    struct block_words block;
-    for (; block_begin(&block, kept); block_end(&block)) {
-        uint32_t count = block.block->count;
-        for (uint32_t i = 0; i < count; i++) {
-            uint64_t word = block.words[i], at = block.block->address + block.indexes[i] * 8ull;
-            if (!fastdump_is_in(words->heap_windows, word))
-                continue;
-            uint64_t chunk = word - FASTDUMP_CHUNK_HEADER;
-            struct fastdump_segment *segment = fastdump_segment_of(target, &words->heap, chunk);
-            if (!segment || fastdump_chunk_of(segment, chunk) != chunk ||
-                fastdump_chunk_is_free(segment, chunk))
-                continue;
-            uint32_t owner = *owner_of(segment, chunk) & (FASTDUMP_NOT_DIRECT - 1), from = module;
+    struct fastdump_place *place = &words->place;
+    uint64_t *found;
+    for (const struct fastdump_block *block; (block = block_of(kept, &found)); block_end(kept))
+        for (uint32_t i = 0; i < block->count; i++) {
+            uint64_t at = fastdump_place_of(found[i], block);
+            uint32_t owner = owner_at(words, fastdump_word_of(found[i])), from = module;
             if (owner && !module) {
                 if (!fastdump_is_at(place, at))
                     fastdump_move_to(place, &words->heap, at);
                 if (place->live)
                     from = place->segment
                                ? *owner_of(place->segment, place->chunk) & (FASTDUMP_NOT_DIRECT - 1)
-                               : module_beside(words, block.words, block.indexes, count, i, owner);
+                               : module_beside(words, found + block->count, block->modules,
+                                               (uint16_t)found[i], owner);
             }
             if (owner && from)
                 counts_ret[owner * FASTDUMP_MODULES + from]++;
         }
-    }
 }

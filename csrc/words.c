@@ -91,33 +91,68 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
 
 /* --- blocks ----------------------------------------------------------------------------- */
 
-/* The words of a strip, the first of which has index first, that lie in the windows; how many. */
+/* Where the words of a block go, while there are at most so many. */
+struct found {
+    uint64_t most;
+    uint64_t *heap;
+    uint64_t *modules;
+    uint64_t heap_count;
+    uint64_t module_count;
+};
+
+/* At most room into the heap, and most of both kinds; more are found only in the strip in which
+ * that is exceeded. */
+static struct found found_begin(uint64_t *to, uint64_t room, uint64_t most) {
+    return (struct found){.most = most, .heap = to, .modules = to + room + WORDS_STRIP};
+}
+
+/* The words of a strip, the first of which has index first, that lie in the windows. */
 CLONED
-static uint64_t find_in(const struct fastdump_words *words, const uint64_t *strip, uint64_t count,
-                        uint64_t first, uint64_t room, uint64_t *found_ret, uint16_t *indexes_ret) {
-    uint64_t found = 0;
+static void find_in(const struct fastdump_words *words, const uint64_t *strip, uint64_t count,
+                    uint64_t first, struct found *found) {
+    if (found->heap_count + found->module_count > found->most)
+        return;
     uint32_t near[WORDS_STRIP + NEAR_SLACK];
     const struct fastdump_windows modules = fastdump_windows_in(words->module_windows),
                                   heap = fastdump_windows_in(words->heap_windows);
     uint64_t all = fastdump_near_of(words->kernel)(words->windows, strip, count, near);
-    for (uint64_t i = 0; i < all && found + FASTDUMP_BLOCK_SLACK <= room; i++) {
-        uint64_t word = strip[near[i]];
-        found_ret[found] = word; /* no branch, which would be guessed wrong */
-        indexes_ret[found] = (uint16_t)(first + near[i]);
-        found += (int)fastdump_is_in(modules.range, word) | (int)fastdump_is_in(heap.range, word);
+    uint64_t *to_heap = found->heap + found->heap_count;
+    uint64_t *to_modules = found->modules + found->module_count;
+    for (uint64_t i = 0; i < all; i++) {
+        uint64_t word = strip[near[i]], kept = fastdump_kept_word(word, first + near[i]);
+        *to_heap = *to_modules = kept; /* no branch, which would be guessed wrong */
+        to_heap += fastdump_is_in(heap.range, word);
+        to_modules += fastdump_is_in(modules.range, word);
     }
-    return found;
+    found->heap_count = (uint64_t)(to_heap - found->heap);
+    found->module_count = (uint64_t)(to_modules - found->modules);
 }
 
-uint64_t fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
-                             uint64_t capacity, uint64_t *found_ret, uint16_t *indexes_ret) {
+/* The words lie one behind the other. */
+static struct fastdump_block found_end(const struct found *found, uint64_t address,
+                                       uint64_t length) {
+    bool keep = found->heap_count + found->module_count <= found->most;
+    if (keep)
+        memmove(found->heap + found->heap_count, found->modules, found->module_count * 8);
+    return (struct fastdump_block){
+        .address = address,
+        .length = (uint32_t)length,
+        .count = keep ? (uint32_t)found->heap_count : FASTDUMP_TOO_MANY,
+        .modules = keep ? (uint32_t)found->module_count : 0,
+    };
+}
+
+static uint64_t strip_of(uint64_t length, uint64_t at) {
+    return length / 8 - at < WORDS_STRIP ? length / 8 - at : WORDS_STRIP;
+}
+
+void fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
+                         uint64_t address, uint64_t *found_ret, struct fastdump_block *block_ret) {
     const uint64_t *all = data;
-    uint64_t found = 0;
+    struct found found = found_begin(found_ret, length / 8, 2 * (length / 8));
     for (uint64_t at = 0; at < length / 8; at += WORDS_STRIP)
-        found +=
-            find_in(words, all + at, length / 8 - at < WORDS_STRIP ? length / 8 - at : WORDS_STRIP,
-                    at, capacity - found, found_ret + found, indexes_ret + found);
-    return found;
+        find_in(words, all + at, strip_of(length, at), at, &found);
+    *block_ret = found_end(&found, address, length);
 }
 
 /* Walk the chunks of the segments that a block lies in, if the walk has come so far. */
@@ -142,31 +177,26 @@ static void walk_chunks(const struct fastdump_heap *heap, const void *data, uint
 void fastdump_words_block(struct fastdump_words *words, const void *data, uint64_t length,
                           uint64_t address) {
     const uint64_t *all = data;
-    uint64_t found = 0, most = length / 8 / 16, room = most + FASTDUMP_BLOCK_SLACK;
+    uint64_t most = length / 8 / 16;
+    struct found found = found_begin(words->kept + words->kept_used, most, most);
     walk_chunks(&words->heap, data, length, address);
     if (words->types)
         fastdump_types_feed(words->types, data, length, address);
     for (uint64_t at = 0; at < length / 8; at += WORDS_STRIP) { /* while it is in the cache */
-        uint64_t count = length / 8 - at < WORDS_STRIP ? length / 8 - at : WORDS_STRIP;
-        uint64_t used = words->kept_used + found;
+        uint64_t count = strip_of(length, at);
         for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
             enter_page(words, page_class(all + page), address + page * 8);
-        found += find_in(words, all + at, count, at, room - found, words->kept + used,
-                         words->indexes + used);
+        find_in(words, all + at, count, at, &found);
     }
-    bool keep = found <= most;
-    words->blocks[words->blocks_used++] =
-        (struct fastdump_block){.address = address,
-                                .length = (uint32_t)length,
-                                .count = keep ? (uint32_t)found : FASTDUMP_TOO_MANY};
-    words->kept_used += keep ? found : 0;
+    struct fastdump_block block = found_end(&found, address, length);
+    words->blocks[words->blocks_used++] = block;
+    words->kept_used += block.count == FASTDUMP_TOO_MANY ? 0 : block.count + block.modules;
 }
 
 /* A buffer becomes several blocks where pages of it cannot be read. */
 bool fastdump_words_full(const struct fastdump_words *words) {
     return words->blocks_capacity - words->blocks_used < words->size / FASTDUMP_CLASS_PAGE + 4 ||
-           words->kept_capacity - words->kept_used <
-               4 * (words->size / 8 / 16) + FASTDUMP_BLOCK_SLACK;
+           words->kept_capacity - words->kept_used < 4 * (words->size / 8 / 16) + 2 * WORDS_STRIP;
 }
 
 uint64_t fastdump_words_bytes(struct fastdump_words *words, const void *data, uint64_t length,

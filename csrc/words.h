@@ -47,6 +47,19 @@ fastdump_near_function *fastdump_near_of(int32_t kernel);
 
 #define WORDS_STRIP 4096 /* words that are looked at while they are in the L1 cache */
 
+static inline uint64_t fastdump_kept_word(uint64_t word, uint64_t index) {
+    return word << (64 - FASTDUMP_ADDRESS_BITS) | index;
+}
+
+static inline uint64_t fastdump_word_of(uint64_t kept) {
+    return kept >> (64 - FASTDUMP_ADDRESS_BITS);
+}
+
+/* Where it lies. */
+static inline uint64_t fastdump_place_of(uint64_t kept, const struct fastdump_block *block) {
+    return block->address + (uint16_t)kept * 8ull;
+}
+
 /* Copies: what is written could be anything's, so that windows would be read for each word. */
 struct fastdump_windows {
     struct fastdump_range range[3];

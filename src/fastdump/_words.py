@@ -36,7 +36,7 @@ MOST_CELLS = 1 << 16  # 2 MiB
 _MOST_BLOCK: int = lib.FASTDUMP_BLOCK_MOST
 _CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
 _HIT = struct.Struct("<5Q")
-_BLOCK = struct.Struct("<QII")
+_BLOCK = struct.Struct("<Q4I")
 _CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18
 _WINDOWS = 3
@@ -148,7 +148,8 @@ def windows_of(ranges: Iterable[Range]) -> list[Range]:
 
 
 def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
-    """Those of *ranges*, for C."""
+    """Those of *ranges*, for C: addresses of more bits a program has only if it asks for them."""
+    ranges = (r for r in ranges if r.end <= 1 << lib.FASTDUMP_ADDRESS_BITS)
     for number, window in enumerate(windows_of(ranges)):
         windows[number] = tuple(window)
 
@@ -159,11 +160,10 @@ class _Kept:
     def __init__(self) -> None:
         # Not ffi.new(): what is not filled costs nothing.
         self._blocks = zeroed(_MOST_BLOCKS * _BLOCK.size)
-        self._words, self._indexes = zeroed(_MOST_KEPT * 8), zeroed(_MOST_KEPT * 2)
+        self._words = zeroed(_MOST_KEPT * 8)
         self.c = ffi.new("struct fastdump_kept *")
         self.c.blocks = ffi.cast("struct fastdump_block *", ffi.from_buffer(self._blocks))
         self.c.words = ffi.cast("uint64_t *", ffi.from_buffer(self._words))
-        self.c.indexes = ffi.cast("uint16_t *", ffi.from_buffer(self._indexes))
 
     def rewind(self) -> Any:
         self.c.block = self.c.word = self.c.used = 0
@@ -171,7 +171,7 @@ class _Kept:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Address and length of each."""
-        for address, length, _ in _BLOCK.iter_unpack(self._blocks[: self.c.count * _BLOCK.size]):
+        for address, length, *_ in _BLOCK.iter_unpack(self._blocks[: self.c.count * _BLOCK.size]):
             yield address, length
 
 
@@ -281,7 +281,7 @@ class Words:
     def _make_room(self) -> None:
         words, self._room = self._words, _Kept()
         c = self._room.c
-        words.blocks, words.kept, words.indexes = c.blocks, c.words, c.indexes
+        words.blocks, words.kept = c.blocks, c.words
         words.blocks_used = words.kept_used = 0
 
     def _take(self) -> None:
@@ -319,10 +319,9 @@ class Words:
             view = ffi.from_buffer(data)
             for at in range(0, len(view), _MOST_BLOCK):
                 length = min(_MOST_BLOCK, len(view) - at)
-                count = lib.fastdump_words_find(
-                    self._words, view + at, length, _MOST_KEPT, c.words, c.indexes
-                )
-                c.blocks[0], c.count = (address + at, length, count), 1
+                args = self._words, view + at, length, address + at
+                lib.fastdump_words_find(*args, c.words, c.blocks)
+                c.count = 1
                 yield self._room.rewind()
 
     def _replay(self) -> Iterator[Any]:
