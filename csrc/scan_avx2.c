@@ -188,17 +188,35 @@ TARGET bool fastdump_windows_avx2(const struct fastdump_search *search, const un
     return any;
 }
 
-/* The upper halves of 8 words, in the order 0 1 4 5 2 3 6 7, held against so many ranges. */
+/* 2 words, and the 2 that lie 16 further on: so that what packs them, in halves, leaves an order.
+ */
+HELPER __m256 two_and_two(const uint64_t *words) {
+    __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)words));
+    __m128i high = _mm_loadu_si128((const __m128i *)(words + 16));
+    return _mm256_castsi256_ps(_mm256_inserti128_si256(low, high, 1));
+}
+
+/* The upper halves of 4 words, and of 4 further on, held against so many ranges. */
 HELPER __m256i near_words(const uint64_t *words, const __m256i *bias, const __m256i *limits,
                           int ranges) {
-    __m256 low = _mm256_loadu_ps((const float *)words);
-    __m256 high = _mm256_loadu_ps((const float *)(words + 4));
-    __m256i halves = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xdd));
+    __m256i halves =
+        _mm256_castps_si256(_mm256_shuffle_ps(two_and_two(words), two_and_two(words + 2), 0xdd));
     __m256i any = _mm256_cmpgt_epi32(limits[0], _mm256_add_epi32(halves, bias[0]));
     for (int i = 1; i < ranges; i++)
         any =
             _mm256_or_si256(any, _mm256_cmpgt_epi32(limits[i], _mm256_add_epi32(halves, bias[i])));
     return any;
+}
+
+/* A bit for each of 32 words. */
+HELPER uint64_t near_bits(const uint64_t *words, const __m256i *bias, const __m256i *limits,
+                          int ranges) {
+    __m256i part[4];
+    for (int i = 0; i < 4; i++)
+        part[i] = near_words(words + 4 * i, bias, limits, ranges);
+    __m256i any = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]),
+                                     _mm256_packs_epi32(part[2], part[3]));
+    return (uint32_t)_mm256_movemask_epi8(any);
 }
 
 /* Of so many blocks of 64 words. */
@@ -209,24 +227,19 @@ HELPER uint64_t near_blocks(const struct fastdump_near *near, const uint64_t *wo
         bias[i] = _mm256_set1_epi32((int)(0x80000000u - near->first[i]));
         limits[i] = _mm256_set1_epi32((int)(0x80000001u + near->more[i]));
     }
-    uint64_t count = 0;
-    for (uint64_t at = 0; at < blocks; at++) {
-        uint64_t found = 0;
-        for (int i = 0; i < 64; i += 32) {
-            __m256i part[4];
-            for (int n = 0; n < 4; n++)
-                part[n] = near_words(words + at * 64 + i + 8 * n, bias, limits, ranges);
-            __m256i any = _mm256_or_si256(_mm256_or_si256(part[0], part[1]),
-                                          _mm256_or_si256(part[2], part[3]));
-            if (_mm256_testz_si256(any, any))
-                continue;
-            for (int n = 0; n < 4; n++) {
-                __m256i sorted = _mm256_permute4x64_epi64(part[n], 0xd8);
-                found |= (uint64_t)(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(sorted))
-                         << (i + 8 * n);
-            }
+    uint64_t count = 0, found[64];
+    for (uint64_t at = 0; at < blocks; at += 64) {
+        uint64_t part = blocks - at < 64 ? blocks - at : 64, some = 0;
+        for (uint64_t i = 0; i < part; i++) {
+            const uint64_t *block = words + (at + i) * 64;
+            found[i] = near_bits(block, bias, limits, ranges) |
+                       near_bits(block + 32, bias, limits, ranges) << 32;
+            some |= (uint64_t)(found[i] != 0) << i;
         }
-        count += emit(near_ret + count, found, (uint32_t)at * 64);
+        for (; some; some &= some - 1) { /* no branch for each, which would be guessed wrong */
+            uint64_t i = _tzcnt_u64(some);
+            count += emit(near_ret + count, found[i], (uint32_t)(at + i) * 64);
+        }
     }
     return count;
 }
