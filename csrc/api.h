@@ -535,6 +535,13 @@ struct fastdump_chunk_tally {
     uint64_t free_bytes;
 };
 
+/* Chunks by their size: number n of SIZE_CLASSES has those of 2^(n-1) + 1 to 2^n bytes. */
+#define FASTDUMP_SIZE_CLASSES 65
+struct fastdump_size_class {
+    uint64_t chunks;
+    uint64_t bytes;
+};
+
 struct fastdump_segment {
     uint64_t start; /* of the first chunk: a multiple of 16 */
     uint64_t end;
@@ -550,8 +557,10 @@ struct fastdump_segment {
     uint64_t *caches;       /* chunks that may be malloc's own of a thread (tcache) */
     uint64_t caches_capacity;
     uint64_t caches_found;
-    struct fastdump_chunk_tally tally; /* of all chunks so far, if it is not a single one */
-    int64_t walked;                    /* what the walk came to: 0, 1 or -EILSEQ, as it says */
+    struct fastdump_size_class *sizes; /* of the live chunks so far; not of a single one */
+    uint64_t free_chunks;
+    uint64_t free_bytes;
+    int64_t walked; /* what the walk came to: 0, 1 or -EILSEQ, as it says */
 };
 
 /*
@@ -579,19 +588,6 @@ uint64_t fastdump_segment_chunk(const struct fastdump_segment *segment, uint64_t
 /* Add the bytes of [start, end), which lies in a segment, and the chunks that begin there. */
 void fastdump_segment_tally(const struct fastdump_segment *segment, uint64_t start, uint64_t end,
                             struct fastdump_chunk_tally *tally_ret);
-
-struct fastdump_size_class {
-    uint64_t chunks;
-    uint64_t bytes;
-};
-
-/*
- * Add the live chunks of a segment to SIZE_CLASSES for each of FASTDUMP_MODULES, their owners, 0
- * being none: number n has those of 2^(n-1) + 1 to 2^n bytes.
- */
-#define FASTDUMP_SIZE_CLASSES 65
-void fastdump_segment_sizes(const struct fastdump_segment *segment,
-                            struct fastdump_size_class *classes_ret);
 
 /*
  * The chunks that malloc has mapped, each by itself (IS_MMAPPED), from *next_ret on, whose headers
@@ -684,6 +680,7 @@ struct fastdump_owned {
     uint64_t count[FASTDUMP_TIERS];
     uint64_t bytes[FASTDUMP_TIERS];
     uint64_t example[FASTDUMP_TIERS]; /* the address of what is in one of them */
+    struct fastdump_size_class sizes[FASTDUMP_SIZE_CLASSES];
 };
 
 /* Words that point to exactly one address in a module. */

@@ -54,10 +54,11 @@ void fastdump_segment_release(struct fastdump_segment *segment, uint64_t chunk) 
     uint64_t size = fastdump_chunk_end(segment, chunk) - chunk;
     uint64_t index = (chunk - segment->start) / 16;
     segment->free[index / 64] |= 1ull << index % 64;
-    segment->tally.live--;
-    segment->tally.live_bytes -= size;
-    segment->tally.free++;
-    segment->tally.free_bytes += size;
+    struct fastdump_size_class *found = &segment->sizes[fastdump_size_class_of(size)];
+    found->chunks--;
+    found->bytes -= size;
+    segment->free_chunks++;
+    segment->free_bytes += size;
 }
 
 static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t length,
@@ -83,8 +84,7 @@ static int64_t walk(struct fastdump_segment *segment, const void *data, uint64_t
             return -EILSEQ;
         uint64_t index = (segment->next - segment->start) / 16;
         segment->begins[index / 64] |= 1ull << index % 64;
-        segment->tally.live++;
-        segment->tally.live_bytes += size;
+        fastdump_enter_size(segment->sizes, size);
         uint64_t behind = segment->next + size; /* 8 bytes behind it are its user's too */
         const struct cache_layout *layout = cache_layout_of(size);
         if (layout &&
@@ -145,37 +145,6 @@ static uint64_t mapping_of(const unsigned char *page, uint64_t uncounted, uint64
             size = found;
     }
     return size;
-}
-
-static void enter_size(struct fastdump_size_class *classes, uint32_t owner, uint64_t size) {
-    struct fastdump_size_class *found =
-        &classes[owner % FASTDUMP_NOT_DIRECT * FASTDUMP_SIZE_CLASSES +
-                 fastdump_size_class_of(size)];
-    found->chunks++;
-    found->bytes += size;
-}
-
-CLONED
-void fastdump_segment_sizes(const struct fastdump_segment *segment,
-                            struct fastdump_size_class *classes_ret) {
-    const unsigned char *owners = segment->owners;
-    uint64_t chunk = segment->start;
-    bool live = !segment->begins;
-    uint32_t owner = live && owners ? *owners : 0; /* cut into chunks, it may have none */
-    /* Not chunk after chunk: of each, its end would be looked for, and then found once more. */
-    for (uint64_t at = 0; segment->begins && segment->start + at * 1024 < segment->next; at++) {
-        for (uint64_t bits = segment->begins[at]; bits; bits &= bits - 1) {
-            uint64_t index = (uint64_t)__builtin_ctzll(bits);
-            uint64_t next = segment->start + (at * 64 + index) * 16;
-            if (live)
-                enter_size(classes_ret, owner, next - chunk);
-            chunk = next;
-            live = !(segment->free[at] >> index & 1);
-            owner = owners ? *owners++ : 0;
-        }
-    }
-    if (live)
-        enter_size(classes_ret, owner, segment->next - chunk);
 }
 
 CLONED

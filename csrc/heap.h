@@ -60,9 +60,14 @@ static inline bool fastdump_chunk_is_free(const struct fastdump_segment *segment
     return segment->begins && segment->free[index / 64] >> index % 64 & 1;
 }
 
-/* See fastdump_segment_sizes. */
 static inline uint64_t fastdump_size_class_of(uint64_t size) {
     return 64 - (uint64_t)__builtin_clzll(size - 1);
+}
+
+static inline void fastdump_enter_size(struct fastdump_size_class *sizes, uint64_t size) {
+    struct fastdump_size_class *found = &sizes[fastdump_size_class_of(size)];
+    found->chunks++;
+    found->bytes += size;
 }
 
 /* Whether a word lies in one of three windows. */

@@ -29,10 +29,12 @@ static struct fastdump_pointed *hit_of(struct fastdump_words *words, uint64_t ta
 
 static void own(struct fastdump_words *words, unsigned char *owner, uint64_t chunk, uint64_t end,
                 uint32_t module, uint32_t tier) {
+    struct fastdump_owned *owned = &words->owned[module];
     *owner = (unsigned char)(module | (tier > FASTDUMP_ANY_WORD ? FASTDUMP_NOT_DIRECT : 0));
-    words->owned[module].count[tier]++;
-    words->owned[module].bytes[tier] += end - chunk;
-    words->owned[module].example[tier] = chunk + FASTDUMP_CHUNK_HEADER;
+    owned->count[tier]++;
+    owned->bytes[tier] += end - chunk;
+    owned->example[tier] = chunk + FASTDUMP_CHUNK_HEADER;
+    fastdump_enter_size(owned->sizes, end - chunk);
 }
 
 /* The chunk that was being read has an owner: the one of its first word, else of most words. */

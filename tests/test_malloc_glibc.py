@@ -21,15 +21,14 @@ import pytest
 
 import foreign
 import targets
-from fastdump._heap import LIST_BLOCK, BrokenChunk, FreeLists, Segment, size_classes
-from fastdump._native import PLAIN, Memory, Slice, address_of, ffi
+from fastdump._heap import LIST_BLOCK, BrokenChunk, FreeLists, Segment
+from fastdump._native import PLAIN, Memory, Slice
 from fastdump.dumped import Dumped
 from fastdump.malloc_glibc import GlibcHeap, walk_glibc
 from fastdump.region import Range
 from fastdump.source import Source
 from fastdump.sources import attach, open_source
 from fastdump.why import why
-from test_kernels import Guarded
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
 IN_USE, MAPPED = 1, 2
@@ -66,15 +65,6 @@ def walked(rng: random.Random, start: int, data: bytes) -> Segment:
     return segment
 
 
-def test_a_segment_without_a_chunk_has_no_owner() -> None:
-    segment, guarded = Segment(0x10000, 0x11000), Guarded(1)
-    with pytest.raises(BrokenChunk):
-        segment.feed(0x10000, bytes(0x1000))
-    end = address_of(guarded.view) + guarded.length
-    segment.c.owners = ffi.cast("unsigned char *", end)
-    assert not any(size_classes([segment]))
-
-
 def test_segments_are_those_of_a_plain_loop() -> None:
     print(f"FASTDUMP_TEST_SEED={SEED}")
     rng = random.Random(SEED)
@@ -94,18 +84,21 @@ def test_segments_are_those_of_a_plain_loop() -> None:
             inside = [c for c in chunks if c[2] == free and c[0] < last and c[1] > first]
             assert count == sum(c[0] >= first for c in inside)
             assert length == sum(min(c[1], last) - max(c[0], first) for c in inside)
-        lengths = [c[1] - c[0] for c in chunks if not c[2]]
-        classes = size_classes([segment])[0]
-        for each in classes:
-            inside = [n for n in lengths if each.size // 2 < n <= each.size]
-            assert (each.chunks, each.bytes) == (len(inside), sum(inside))
-        assert sum(each.chunks for each in classes) == len(lengths)
+        check_sizes(segment, [c[1] - c[0] for c in chunks if not c[2]])
         assert segment.total() == segment.tally(start, end)
         released = rng.choice(chunks)
         for _ in range(2):
             segment.release(released[0])
             assert segment.chunk_at(released[0]) == (*released[:2], True)
             assert segment.total() == segment.tally(start, end)
+        check_sizes(segment, [c[1] - c[0] for c in chunks if not c[2] and c != released])
+
+
+def check_sizes(segment: Segment, lengths: list[int]) -> None:
+    for each in segment.sizes:
+        inside = [n for n in lengths if each.size // 2 < n <= each.size]
+        assert (each.chunks, each.bytes) == (len(inside), sum(inside))
+    assert sum(each.chunks for each in segment.sizes) == len(lengths)
 
 
 def test_a_broken_segment_is_told() -> None:

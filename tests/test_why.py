@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 import foreign
 import targets
-from fastdump._heap import Segment, joined, size_classes
+from fastdump._heap import Segment, joined
 from fastdump._native import OURS, PLAIN, Memory, Slice, address_of, lib
 from fastdump._objects import (
     SIZE_DICT,
@@ -130,7 +130,7 @@ def test_words_are_those_of_a_plain_loop(kernel: str) -> None:
                 each[1] += hit.bytes
                 assert hit.words << hit.size_class >= hit.bytes > hit.words << hit.size_class - 1
         assert {target: (hits[target], *firsts[target]) for target in hits} == expected
-        sizes = size_classes([segment])
+        sizes = found.sizes
         live = [end - begin for begin, end, free in chunks if not free]
         for module in (1, 2, 3):
             lengths = [b for m, _, b in owners if m == module]

@@ -52,6 +52,8 @@ class Segment:
             self._bits = [zeroed(((end - start) // _SPAN + 1) * 8) for _ in range(2)]
             begins, free = (ffi.cast("uint64_t *", ffi.from_buffer(b)) for b in self._bits)
             self.c.begins, self.c.free = begins, free
+            self._sizes = ffi.new("struct fastdump_size_class[]", lib.FASTDUMP_SIZE_CLASSES)
+            self.c.sizes = self._sizes
             self._caches = ffi.new("uint64_t[]", _BATCH)
             self.c.caches, self.c.caches_capacity = self._caches, _BATCH
 
@@ -116,17 +118,23 @@ class Segment:
 
     def total(self) -> Tallied:
         """All of its chunks so far."""
-        return Tallied(1, self.end - self.start, 0, 0) if self.single else _tallied(self.c.tally)
+        live = self.sizes
+        free = self.c.free_chunks, self.c.free_bytes
+        return Tallied(sum(s.chunks for s in live), sum(s.bytes for s in live), *map(int, free))
+
+    @property
+    def sizes(self) -> list[SizeClass]:
+        """Its live chunks so far."""
+        if self.single:
+            length = self.end - self.start
+            return [SizeClass(1 << (length - 1).bit_length(), 1, length)]
+        return sizes_in(self._sizes)
 
     def tally(self, start: int, end: int) -> Tallied:
         """The chunks and their bytes within a range of the segment."""
-        result = ffi.new("struct fastdump_chunk_tally *")
-        lib.fastdump_segment_tally(self.c, start, end, result)
-        return _tallied(result)
-
-
-def _tallied(tally: Any) -> Tallied:
-    return Tallied(tally.live, tally.live_bytes, tally.free, tally.free_bytes)
+        found = ffi.new("struct fastdump_chunk_tally *")
+        lib.fastdump_segment_tally(self.c, start, end, found)
+        return Tallied(found.live, found.live_bytes, found.free, found.free_bytes)
 
 
 class SizeClass(NamedTuple):
@@ -141,21 +149,14 @@ class SizeClass(NamedTuple):
         return f"{self.size // 2 + 1} to {self.size} bytes"
 
 
-def size_classes(segments: Iterable[Segment]) -> list[list[SizeClass]]:
-    """The live chunks by the number of the module that owns them, 0 being none, and by size."""
-    width, modules = lib.FASTDUMP_SIZE_CLASSES, lib.FASTDUMP_MODULES
-    found = ffi.new("struct fastdump_size_class[]", width * modules)
-    for segment in segments:
-        lib.fastdump_segment_sizes(segment.c, found)
-    rows = (found[at : at + width] for at in range(0, width * modules, width))
-    return [
-        [SizeClass(1 << n, c.chunks, c.bytes) for n, c in enumerate(row) if c.chunks]
-        for row in rows
-    ]
+def sizes_in(classes: Any) -> list[SizeClass]:
+    """Those of an array of all size classes that have chunks."""
+    found = enumerate(classes[0 : lib.FASTDUMP_SIZE_CLASSES])
+    return [SizeClass(1 << n, each.chunks, each.bytes) for n, each in found if each.chunks]
 
 
 def joined(classes: Iterable[Iterable[SizeClass]]) -> list[SizeClass]:
-    """Chunks of several owners by their size, the smallest first."""
+    """Chunks of several owners, or segments, by their size, the smallest first."""
     found: dict[int, SizeClass] = {}
     for size, chunks, length in itertools.chain(*classes):
         _, more, longer = found.get(size, (size, 0, 0))

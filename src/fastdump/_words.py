@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
-from fastdump._heap import Segment
+from fastdump._heap import Segment, SizeClass, joined, sizes_in
 from fastdump._native import (
     _GAP_CAPACITY,
     Gap,
@@ -400,6 +400,15 @@ class Words:
             Owned(list(each.count), list(each.bytes), list(each.example))
             for each in self._words.owned[0 : MOST_MODULES + 1]
         ]
+
+    @property
+    def sizes(self) -> list[list[SizeClass]]:
+        """The live chunks by the number of the module that owns them, 0 being none, and by size."""
+        owned = [sizes_in(each.sizes) for each in self._words.owned[0 : MOST_MODULES + 1]]
+        rest = {each.size: each for each in joined(s.sizes for s in self._heap.segments)}
+        for size, chunks, length in joined(owned):
+            rest[size] = SizeClass(size, rest[size].chunks - chunks, rest[size].bytes - length)
+        return [[each for each in rest.values() if each.chunks], *owned[1:]]
 
     @property
     def cells(self) -> Cells:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from fastdump._heap import Segment, SizeClass, joined, size_classes
+from fastdump._heap import Segment, SizeClass, joined
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._objects import (
     TypeCounter,
@@ -262,7 +262,7 @@ class _Inquiry:
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
         objects = self._count_objects(counter) if counter else {}
         self._find_owners(words)
-        sizes = size_classes(self._heap.segments)
+        sizes = words.sizes
         pointers = Pointers(self._source, debuginfod)
         foreign = allocators(self._source, pointers)
         result = Why(
