@@ -804,6 +804,9 @@ struct fastdump_kept {
     uint64_t used;  /* words that stay, of the blocks before it: they are moved to the front */
 };
 
+/* What the blocks hold, one after the other: the next of those that join, from *block on. */
+struct fastdump_range fastdump_kept_run(const struct fastdump_kept *kept, uint64_t *block);
+
 /*
  * Count what words that point into modules point to, up to a block whose words are not kept: those
  * in live chunks, and those outside of the heap. In address order.

@@ -193,6 +193,16 @@ void fastdump_words_block(struct fastdump_words *words, const void *data, uint64
     words->kept_used += block.count == FASTDUMP_TOO_MANY ? 0 : block.count + block.modules;
 }
 
+struct fastdump_range fastdump_kept_run(const struct fastdump_kept *kept, uint64_t *block) {
+    const struct fastdump_block *blocks = kept->blocks;
+    uint64_t end = blocks[*block].address;
+    struct fastdump_range run = {.start = end};
+    while (*block < kept->count && blocks[*block].address == end)
+        end += blocks[(*block)++].length;
+    run.end = end;
+    return run;
+}
+
 /* A buffer becomes several blocks where pages of it cannot be read. */
 bool fastdump_words_full(const struct fastdump_words *words) {
     return words->blocks_capacity - words->blocks_used < words->size / FASTDUMP_CLASS_PAGE + 4 ||

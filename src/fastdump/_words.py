@@ -36,13 +36,12 @@ MOST_CELLS = 1 << 16  # 2 MiB
 _MOST_BLOCK: int = lib.FASTDUMP_BLOCK_MOST
 _CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
 _HIT = struct.Struct("<5Q")
-_BLOCK = struct.Struct("<Q4I")
 _CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18
 _WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
 _MOST_TODO = 1 << 20
-_MOST_SAMPLED = 64 << 20  # bytes
+_MOST_SAMPLED, _SAMPLE = 64 << 20, 1 << 20  # bytes: of all, and one after the other
 
 
 class Hit(NamedTuple):
@@ -159,7 +158,7 @@ class _Kept:
 
     def __init__(self) -> None:
         # Not ffi.new(): what is not filled costs nothing.
-        self._blocks = zeroed(_MOST_BLOCKS * _BLOCK.size)
+        self._blocks = zeroed(_MOST_BLOCKS * ffi.sizeof("struct fastdump_block"))
         self._words = zeroed(_MOST_KEPT * 8)
         self.c = ffi.new("struct fastdump_kept *")
         self.c.blocks = ffi.cast("struct fastdump_block *", ffi.from_buffer(self._blocks))
@@ -169,10 +168,16 @@ class _Kept:
         self.c.block = self.c.word = self.c.used = 0
         return self.c
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Address and length of each."""
-        for address, length, *_ in _BLOCK.iter_unpack(self._blocks[: self.c.count * _BLOCK.size]):
-            yield address, length
+    def runs(self) -> Iterator[Range]:
+        """What its blocks hold: those that join are one."""
+        block = ffi.new("uint64_t *")
+        while block[0] < self.c.count:
+            run = lib.fastdump_kept_run(self.c, block)
+            yield Range(run.start, run.end)
+
+
+def _is_dense_at(block: Any, address: int) -> bool:
+    return bool(block.count == lib.FASTDUMP_TOO_MANY and block.address == address)
 
 
 class Words:
@@ -291,25 +296,29 @@ class Words:
             self._kept.append(self._room)
             self._make_room()
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Address and length of all that was entered, in its order."""
+    def _runs(self) -> Iterator[Range]:
+        """All that was entered, in its order: what joins is one."""
         self._take()
-        return itertools.chain.from_iterable(kept.blocks() for kept in self._kept)
+        start = end = 0
+        for run in itertools.chain.from_iterable(kept.runs() for kept in self._kept):
+            if run.start != end:
+                if end:
+                    yield Range(start, end)
+                start = run.start
+            end = run.end
+        if end:
+            yield Range(start, end)
 
     def entered(self, regions: Sequence[Region]) -> Iterator[tuple[int, Range]]:
-        """What was entered, in its order: of each region, whose number comes first, what joins."""
-        number, start, end = 0, 0, 0
-        for address, length in self._blocks():
-            if address == end < regions[number].end:
-                end += length
-                continue
-            if end:
-                yield number, Range(start, end)
-            start, end = address, address + length
-            while regions[number].end <= start:
-                number += 1
-        if end:
-            yield number, Range(start, end)
+        """The same, of each region, whose number comes first."""
+        number = 0
+        for start, end in self._runs():
+            while start < end:
+                while regions[number].end <= start:
+                    number += 1
+                stop = min(end, regions[number].end)
+                yield number, Range(start, stop)
+                start = stop
 
     def _dense(self, where: Range) -> Iterator[Any]:
         """The words of a range that is read for them."""
@@ -331,9 +340,11 @@ class Words:
             c = kept.rewind()
             yield c
             while c.block < c.count:
-                block = c.blocks[c.block]
-                yield from self._dense(Range(block.address, block.address + block.length))
-                c.block += 1
+                start = end = c.blocks[c.block].address
+                while c.block < c.count and _is_dense_at(c.blocks[c.block], end):
+                    end += c.blocks[c.block].length
+                    c.block += 1
+                yield from self._dense(Range(start, end))
                 yield c
 
     def count(self) -> None:
@@ -377,10 +388,14 @@ class Words:
             data: Of modules, each with its number: there all pointers count.
         """
         counts = ffi.new("uint64_t[]", (MOST_MODULES + 1) ** 2)
-        total = sum(length for _, length in self._blocks())
-        sample = itertools.islice(self._blocks(), 0, None, total // _MOST_SAMPLED + 1)
-        ranges = ((Range(address, address + length), 0) for address, length in sample)
-        for where, module in itertools.chain(ranges, data):
+        total = sum(run.end - run.start for run in self._runs())
+        parts = (
+            (Range(at, min(at + _SAMPLE, run.end)), 0)
+            for run in self._runs()
+            for at in range(run.start, run.end, _SAMPLE)
+        )
+        sample = itertools.islice(parts, 0, None, total // _MOST_SAMPLED + 1)
+        for where, module in itertools.chain(sample, data):
             for kept in self._dense(where):
                 lib.fastdump_words_holders(self._words, kept, module, counts)
         width = MOST_MODULES + 1
