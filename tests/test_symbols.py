@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import lzma
 import os
 import random
@@ -14,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+import targets
 from fastdump.demangling import demangled
 from fastdump.pointers import Pointers
 from fastdump.source import Source
 from fastdump.sources import attach, open_source
 from fastdump.symbols import Symbols
 from fastdump.vtables import _without_block
+from fastdump.why import why
 from test_real import child
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
@@ -33,6 +37,21 @@ int main(int argc, char **argv) {
     fflush(stdout);
     getchar();
     return shown(argc);
+}
+"""
+
+VIRTUAL = """
+#include <cstdio>
+namespace shop {
+struct Circle { virtual ~Circle() {} virtual double area() const { return 1; } char label[48]; };
+}
+int main() {
+    for (int i = 0; i < 1000; i++)
+        if (!(new shop::Circle)->area())
+            return 1;
+    puts("ready");
+    fflush(stdout);
+    getchar();
 }
 """
 
@@ -102,6 +121,66 @@ def test_what_a_file_defines_is_told_without_all_its_symbols(tmp_path: Path) -> 
         tracemalloc.stop()
     assert peak < 100 * count
     assert symbols.defines("v19999")
+
+
+def test_what_the_bytes_of_a_file_tell_is_what_its_tables_do(tmp_path: Path) -> None:
+    whole, packed = stripped(tmp_path)
+    for path, asked in ((whole, 1), (packed, 1), (whole, 100)):  # as often as to read the tables
+        for name in ("hidden", "shown", "main"):
+            value, _ = names(whole)[name]
+            for vaddr, offset, prefix, wanted in (
+                (value, 0, name[:3], name),
+                (value + 1, 1, name, name),
+                (value + 1, 0, name, ""),
+                (value, 0, "_ZTV", ""),
+                (value, 0, "puts", ""),
+                (value, value + 1, name, ""),
+                (value + (1 << 64), 0, name, ""),
+            ):
+                with open(path, "rb") as file:
+                    symbols = Symbols(file)
+                for _ in range(asked):
+                    assert symbols.prefixed(vaddr, offset, prefix) == wanted
+
+
+def test_a_file_that_cannot_be_read_has_no_symbols() -> None:
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    symbols = Symbols(Failing(Path(sys.executable).read_bytes()))
+    assert symbols.at(0) is symbols.build_id is symbols.bias_of(0, 0) is None
+    assert symbols.is_stripped
+    assert not symbols.defines("main")
+    assert not symbols.prefixed(16, 16, "main")
+
+
+def test_a_page_that_needs_no_symbols_reads_no_tables() -> None:
+    """They take longer to import and to read than all else of a page on a small process."""
+    code = """if True:
+        import sys
+        from fastdump.sources import attach
+        from fastdump.why import why
+        with attach(int(sys.argv[1])) as source:
+            page = why(source, strings=False)
+        print("elftools" in sys.modules, any(found.language == "C++" for found in page.types))"""
+    with targets.start("objects") as target:
+        command = [sys.executable, "-c", code, str(target.pid)]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "True"]
+
+
+def test_types_without_rtti_are_named_by_their_vtables(tmp_path: Path) -> None:
+    source, built = tmp_path / "plain.cpp", tmp_path / "plain"
+    source.write_text(VIRTUAL)
+    for stripped, found in (False, ["shop::Circle"]), (True, []):
+        flags = ["-O1", "-fno-rtti", *["-s"] * stripped]
+        subprocess.run(["g++", *flags, "-o", built, source], check=True)
+        with child(built, ready=b"ready") as process, attach(process.pid) as memory:
+            page = why(memory, strings=False)
+        own = [each for each in page.types if each.module == str(built)]
+        assert [each.name for each in own] == found
+        assert all(each.objects == 1000 for each in own)
 
 
 def test_files_that_are_gone_or_replaced_are_not_mistaken(tmp_path: Path) -> None:

@@ -73,11 +73,22 @@ class Pointers:
 
     def symbol_at(self, address: int) -> tuple[str, int] | None:
         """The symbol of a module that holds *address*, as its file has it, and the offset in it."""
+        found = self._module_at(address)
+        return found[0].at(address - found[1]) if found else None
+
+    def prefixed_symbol(self, address: int, offset: int, prefix: str) -> str:
+        """The same, if its name begins so, and *offset* is the one in it; else nothing.
+
+        That there is none is often told without reading all symbols of the module.
+        """
+        found = self._module_at(address)
+        return found[0].prefixed(address - found[1], offset, prefix) if found else ""
+
+    def _module_at(self, address: int) -> tuple[Symbols, int] | None:
         number = bisect.bisect_right(self._starts, address) - 1
         if number < 0 or address >= self._source.regions[number].end:
             return None
-        module = self._source.labels[number].module
-        return self._symbol(self._names[number], address) if module else None
+        return self._module(self._names[number]) if self._source.labels[number].module else None
 
     def symbols_of(self, address: int) -> Symbols | None:
         """The symbols of the module that an address lies in, if its file can be had."""
@@ -106,10 +117,10 @@ class Pointers:
         found = self._of_file(region)
         if not self._debuginfod or (found and not found[0].is_stripped):
             return found
-        found = found or self._of_memory(region)
-        build_id = found[0].build_id if found else None
-        if found and build_id and (fetched := self._debuginfod.symbols(name, build_id.id)):
-            return fetched, found[1]
+        known = found if found and found[0].build_id else self._of_memory(region)
+        build_id = known[0].build_id if known else None
+        if known and build_id and (fetched := self._debuginfod.symbols(name, build_id.id)):
+            return fetched, known[1]
         return found
 
     def _of_file(self, region: Region) -> tuple[Symbols, int] | None:

@@ -87,10 +87,7 @@ class Vtables:
             with contextlib.suppress(FaultError):  # a dump may lack the text
                 found = _MANGLED.match(self._text(name))
                 return found[1].decode() if found else ""
-        symbol = self._pointers.symbol_at(target)
-        if symbol and symbol[1] == _POINT and symbol[0].startswith(_VTABLE):
-            return symbol[0].removeprefix(_VTABLE)
-        return ""
+        return self._pointers.prefixed_symbol(target, _POINT, _VTABLE).removeprefix(_VTABLE)
 
     def _text(self, address: int) -> bytes:
         """What lies there, up to the end of its page or a few thousand bytes."""
