@@ -12,19 +12,23 @@ import string
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import targets
+from fastdump._native import PAGE_SIZE, Gap
 from fastdump.demangling import demangled
+from fastdump.errors import FaultError
 from fastdump.pointers import Pointers
+from fastdump.region import Range
 from fastdump.source import Source
 from fastdump.sources import attach, open_source
 from fastdump.symbols import Symbols
-from fastdump.vtables import _without_block
+from fastdump.vtables import _Pages, _without_block
 from fastdump.why import why
-from test_real import child
+from test_real import child, stop
 
 SEED = int(os.environ.get("FASTDUMP_TEST_SEED", "20241126"))
 PROGRAM = """
@@ -264,6 +268,58 @@ def test_a_demangler_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_control_blocks_are_of_their_object(block: str, name: str) -> None:
     assert _without_block(f"std::{block}") == f"{name} of a std::shared_ptr"
+
+
+def test_pages_are_as_the_source_has_them(tmp_path: Path) -> None:
+    """At the edges of regions and gaps; and where a dump is cut off within a page."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    dump, rng = tmp_path / "awkward.core", random.Random(SEED)
+    with targets.start("awkward", tmp_path) as target:
+        stop(target.process)
+        command = ["dump", str(target.pid), "-q", "-f", "core", "-o", str(dump)]
+        subprocess.run([sys.executable, "-m", "fastdump", *command], check=True)
+        with attach(target.pid) as source:
+            compare_pages(source, rng)
+    os.truncate(dump, dump.stat().st_size * 3 // 4 + 100)
+    with open_source(str(dump)) as source:
+        assert any(start % PAGE_SIZE for start in compare_pages(source, rng))
+
+
+def compare_pages(source: Source, rng: random.Random) -> list[int]:
+    """Compare; returns where gaps begin."""
+    pages, kinds, starts = _Pages(source), set(), []
+
+    def text(address: int) -> bytes:
+        buffer = bytearray(4096)
+        return bytes(buffer[: source.read_into(address, buffer)])
+
+    for region in source.regions:
+        edges = [region.start, region.end]
+        if region.length <= 4 << 20:
+            parts = source.walk([Range(region.start, region.end)])
+            gaps = [part.start for part in parts if isinstance(part, Gap)]
+            starts += gaps
+            edges += gaps[:10]
+        for edge in edges:
+            for length in (8, 16, 24, 32):
+                address = edge - rng.randrange(2 * length)
+                plain = outcome(source.read, address, length)
+                assert outcome(pages.read, address, length) == plain
+                kinds.add(type(plain))
+                plain, found = outcome(text, address), outcome(pages.text, address)
+                if isinstance(plain, bytes) and isinstance(found, bytes):
+                    plain, found = plain.partition(b"\0")[:2], found.partition(b"\0")[:2]
+                assert found == plain
+    assert kinds == {bytes, str}
+    return starts
+
+
+def outcome(read: Callable[..., bytes], *place: int) -> object:
+    """What is read, or the error."""
+    try:
+        return read(*place)
+    except FaultError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("name", ["Session", "std::vector<int>", "std::_Sp_counted_ptr<broken"])

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import re
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fastdump._native import PAGE_SIZE
 from fastdump._words import ModuleRange
 from fastdump.demangling import demangled_rust, demangled_type
 from fastdump.errors import FaultError
@@ -32,6 +34,7 @@ _DROP = re.compile(r"core::ptr::(?:real_)?drop_in_place<(.*)>")
 _METHOD = re.compile(r"<(.+) as (.+)>::")
 _MOST_ALIGN = 1 << 16
 _MOST_SIZE = 1 << 32
+_MOST_PAGES = 4096  # that are kept
 
 
 class TypeName(NamedTuple):
@@ -46,15 +49,48 @@ class TypeName(NamedTuple):
         return not self.name.startswith(("std::", "__"))
 
 
+class _Pages:
+    """What a source has, a page at a time: dozens of vtables lie in each.
+
+    What is lacking of a page the source is asked for.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._page = functools.lru_cache(_MOST_PAGES)(self._read_page)
+
+    def _read_page(self, start: int) -> bytes:
+        buffer = bytearray(PAGE_SIZE)
+        try:
+            return bytes(buffer[: self._source.read_into(start, buffer)])
+        except FaultError:
+            return b""
+
+    def read(self, address: int, length: int) -> bytes:
+        """As of :class:`Source`."""
+        at = address % PAGE_SIZE
+        found = self._page(address - at)[at : at + length]
+        return found if len(found) == length else self._source.read(address, length)
+
+    def text(self, address: int) -> bytes:
+        """What lies there: some thousand bytes, or fewer if a zero or a gap is among them."""
+        at = address % PAGE_SIZE
+        found = self._page(address - at)[at:]
+        if b"\0" in found:
+            return found
+        buffer = bytearray(_MOST_NAME)
+        return bytes(buffer[: self._source.read_into(address, buffer)])
+
+
 class Vtables:
-    """Names of vtables; of a few targets, not of all.
+    """Names of vtables; of a few targets, not of all, and of memory as it is when first looked at.
 
     Args:
         ranges: Of the modules, in address order.
     """
 
     def __init__(self, source: Source, ranges: Sequence[ModuleRange], pointers: Pointers) -> None:
-        self._source, self._ranges, self._pointers = source, ranges, pointers
+        self._pages, self._ranges, self._pointers = _Pages(source), ranges, pointers
         self._starts = [found.start for found in ranges]
 
     def type_of(self, target: int) -> TypeName | None:
@@ -71,7 +107,7 @@ class Vtables:
     def _cpp(self, target: int) -> TypeName | None:
         if target % 8:
             return None
-        offset_to_top, type_info, first = struct.unpack("<qQQ", self._source.read(target - 16, 24))
+        offset_to_top, type_info, first = struct.unpack("<qQQ", self._pages.read(target - 16, 24))
         if offset_to_top or not (type_info or first) or (first and not self._in_module(first)):
             return None
         name = self._mangled(target, type_info)
@@ -81,23 +117,18 @@ class Vtables:
         if type_info:
             if type_info % 8 or not self._in_module(type_info):
                 return ""
-            kind, name = struct.unpack("<QQ", self._source.read(type_info, 16))
+            kind, name = struct.unpack("<QQ", self._pages.read(type_info, 16))
             if not self._in_module(kind) or not self._in_module(name):
                 return ""
             with contextlib.suppress(FaultError):  # a dump may lack the text
-                found = _MANGLED.match(self._text(name))
+                found = _MANGLED.match(self._pages.text(name))
                 return found[1].decode() if found else ""
         return self._pointers.prefixed_symbol(target, _POINT, _VTABLE).removeprefix(_VTABLE)
-
-    def _text(self, address: int) -> bytes:
-        """What lies there, up to the end of its page or a few thousand bytes."""
-        buffer = bytearray(_MOST_NAME)
-        return bytes(buffer[: self._source.read_into(address, buffer)])
 
     def _rust(self, target: int) -> TypeName | None:
         if target % 8:
             return None
-        drop, size, align, method = struct.unpack("<4Q", self._source.read(target, 32))
+        drop, size, align, method = struct.unpack("<4Q", self._pages.read(target, 32))
         if size >= _MOST_SIZE or not 0 < align <= _MOST_ALIGN or align & (align - 1):
             return None
         if size % align or not self._in_module(drop or method):
