@@ -21,6 +21,7 @@ from fastdump._words import ModuleRange
 from fastdump.demangling import demangled_rust, demangled_type
 from fastdump.errors import FaultError
 from fastdump.pointers import Pointers
+from fastdump.region import Range
 from fastdump.source import Source
 
 _MANGLED = re.compile(rb"\*?([0-9A-Z][0-9A-Za-z_.$]*)\0")
@@ -92,6 +93,7 @@ class Vtables:
     def __init__(self, source: Source, ranges: Sequence[ModuleRange], pointers: Pointers) -> None:
         self._pages, self._ranges, self._pointers = _Pages(source), ranges, pointers
         self._starts = [found.start for found in ranges]
+        self._code = [Range(r.start, r.end) for r in source.regions if r.perms[2] == "x"]
 
     def type_of(self, target: int) -> TypeName | None:
         """The type whose objects point to *target*: None if it is no vtable, or no primary one."""
@@ -104,16 +106,20 @@ class Vtables:
         number = bisect.bisect_right(self._starts, address) - 1
         return number >= 0 and address < self._ranges[number].end
 
+    def _is_code(self, address: int) -> bool:
+        number = bisect.bisect_right(self._code, (address, 1 << 64)) - 1
+        return number >= 0 and address < self._code[number].end
+
     def _cpp(self, target: int) -> TypeName | None:
         if target % 8:
             return None
         offset_to_top, type_info, first = struct.unpack("<qQQ", self._pages.read(target - 16, 24))
         if offset_to_top or not (type_info or first) or (first and not self._in_module(first)):
             return None
-        name = self._mangled(target, type_info)
+        name = self._mangled(target, type_info, first)
         return TypeName("C++", _without_block(demangled_type(name))) if name else None
 
-    def _mangled(self, target: int, type_info: int) -> str:
+    def _mangled(self, target: int, type_info: int, first: int) -> str:
         if type_info:
             if type_info % 8 or not self._in_module(type_info):
                 return ""
@@ -123,6 +129,8 @@ class Vtables:
             with contextlib.suppress(FaultError):  # a dump may lack the text
                 found = _MANGLED.match(self._pages.text(name))
                 return found[1].decode() if found else ""
+        elif not self._is_code(first):  # tables of CPython's methods begin with their names
+            return ""
         return self._pointers.prefixed_symbol(target, _POINT, _VTABLE).removeprefix(_VTABLE)
 
     def _rust(self, target: int) -> TypeName | None:
