@@ -412,9 +412,10 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _read(path: str) -> str:
-    # Names and paths are bytes to the kernel; surrogates keep those that are no UTF-8.
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        return file.read()
+    # Names and paths are bytes to the kernel; surrogates keep those that are no UTF-8. Not a text
+    # file: to make one takes longer than to read stat, and every walk ends with that.
+    with open(path, "rb", buffering=0) as file:
+        return file.read().decode("utf-8", "surrogateescape")
 
 
 def _stat_fields(proc: str) -> list[str]:
