@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -157,6 +156,8 @@ def _named(name: str, source: Mapped) -> list[Region]:
         raise UsageError(
             f"{name} is the name of {len(fitting)} files", f"give a path: {_listed(fitting)}"
         )
+    import difflib  # 1 ms, for a message
+
     names = list(dict.fromkeys(map(short_name, found)))
     alike = [n for n in names if name.lower() in n.lower()]
     alike = alike or difflib.get_close_matches(name, names, _MOST_CANDIDATES)

@@ -18,7 +18,6 @@ from fastdump._native import PAGE_SIZE, Gap
 from fastdump._objects import (
     TypeCounter,
 )
-from fastdump._strings import Query
 from fastdump._words import (
     FURTHER,
     PAGE_CLASSES,
@@ -43,7 +42,6 @@ from fastdump.region import Range
 from fastdump.selection import Preset, Rule, select
 from fastdump.source import Chunk, Source
 from fastdump.text import printable, size, suggested, suggested_map
-from fastdump.top import top
 from fastdump.vtables import TypeName, Vtables
 
 _MOST_TARGETS = 2048  # that are looked at for types
@@ -505,6 +503,9 @@ class _Inquiry:
         share.sizes = joined([share.sizes, sizes])
 
     def _templates(self, count: int) -> list[Template]:
+        from fastdump._strings import Query
+        from fastdump.top import top  # 3 ms that a page without strings does without
+
         place = self._source.place(rules=self._rules, with_libraries=self._with_libraries)
         try:
             found = top(place, Query(min_length=8), count)

@@ -11,7 +11,6 @@ import click
 
 from fastdump.addresses import short_name
 from fastdump.cli.completion import complete_source
-from fastdump.cli.growth_output import print_growth
 from fastdump.cli.options import (
     OrderedCommand,
     complain_of_gaps,
@@ -27,7 +26,6 @@ from fastdump.cli.options import (
 from fastdump.cli.table import print_table
 from fastdump.errors import UsageError
 from fastdump.growth import LONG, Series
-from fastdump.outputs import STANDARD_OUTPUT, check_output, write_output
 from fastdump.text import cut, printable, share, size
 from fastdump.why import Why, why
 
@@ -108,11 +106,7 @@ def command(
     if every is not None and (save or folded or pprof):
         raise UsageError("--every prints no page", "--save, --folded and --pprof are for one look")
     files = [name for name in (save, pprof) if name]
-    streamed = files.count(STANDARD_OUTPUT)
-    if streamed and streamed + as_json + folded > 1:
-        raise UsageError("standard output has room for one of these", "name a FILE")
-    for name in files:
-        check_output(name, force)
+    streamed = bool(files) and _check(files, as_json + folded, force)
     long = bool(save or folded or pprof or as_json or every is not None)
 
     def look() -> Why:
@@ -128,12 +122,8 @@ def command(
     if every is not None:
         return _watch(look, every, samples, count, as_json)
     found = look()
-    if save:
-        write_output(save, json.dumps(found.to_json()).encode(), force)
-    if pprof:
-        from fastdump.pprof import profile
-
-        write_output(pprof, profile(found.stacks(), time.time_ns()), force)
+    if files:
+        _write(found, save, pprof, force)
     if folded:
         for line in found.folded():
             click.echo(line)
@@ -145,8 +135,37 @@ def command(
     return found.exit_code
 
 
+def _check(files: Sequence[str], printed: int, force: bool) -> bool:
+    """Check what can be of output files; whether one of them is standard output.
+
+    Args:
+        printed: How many things are to be printed besides.
+    """
+    from fastdump.outputs import STANDARD_OUTPUT, check_output  # 8 ms: pathlib
+
+    streamed = files.count(STANDARD_OUTPUT)
+    if streamed and streamed + printed > 1:
+        raise UsageError("standard output has room for one of these", "name a FILE")
+    for name in files:
+        check_output(name, force)
+    return streamed > 0
+
+
+def _write(found: Why, save: str | None, pprof: str | None, force: bool) -> None:
+    from fastdump.outputs import write_output  # as above
+
+    if save:
+        write_output(save, json.dumps(found.to_json()).encode(), force)
+    if pprof:
+        from fastdump.pprof import profile
+
+        write_output(pprof, profile(found.stacks(), time.time_ns()), force)
+
+
 def _watch(look: Callable[[], Why], every: float, samples: int, count: int, as_json: bool) -> int:
     """Look several times; tell what grew so far after each but the first, as JSON at the end."""
+    from fastdump.cli.growth_output import print_growth  # 2 ms that one look does without
+
     series, code = Series(), 0
     first: list[str] = []
     last: list[str] = []
