@@ -7,8 +7,8 @@ chunk to chunk; where they are dense, and to count objects of CPython, memory is
 
 from __future__ import annotations
 
-import heapq
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -474,12 +474,15 @@ class _Inquiry:
     ) -> list[TypeShare]:
         vtables = Vtables(self._source, self._modules.ranges, pointers)
         hits: dict[int, list[Hit]] = {}
+        by_bytes: Counter[int] = Counter()
+        by_words: Counter[int] = Counter()
         for hit in words.hits:
             hits.setdefault(hit.target, []).append(hit)
-        most_bytes = heapq.nlargest(_MOST_TARGETS, hits, lambda t: sum(h.bytes for h in hits[t]))
-        most_words = heapq.nlargest(_MOST_TARGETS, hits, lambda t: sum(h.words for h in hits[t]))
+            by_bytes[hit.target] += hit.bytes
+            by_words[hit.target] += hit.words
+        most = [*by_bytes.most_common(_MOST_TARGETS), *by_words.most_common(_MOST_TARGETS)]
         shares: dict[tuple[str, str, str], TypeShare] = {}
-        for target in dict.fromkeys([*most_bytes, *most_words]):
+        for target in dict.fromkeys(target for target, _ in most):
             if name := vtables.type_of(target):
                 self._enter(shares, name, hits[target])
         if python and counter:
@@ -524,7 +527,7 @@ def _holder(counts: Sequence[int], number: int) -> int:
 
 
 def _with_sizes(found: ModuleShare | TypeShare) -> dict[str, Any]:
-    return {**asdict(found), "sizes": [each._asdict() for each in found.sizes]}
+    return {**vars(found), "sizes": [each._asdict() for each in found.sizes]}
 
 
 def _rss(source: Source) -> int:
