@@ -38,7 +38,7 @@ lz4-walk   ``info --verify`` of a ``.core.lz4`` in memory against ``lz4 -dc``, w
 lz4-read   4 KiB anywhere in it, through the Python API; the index is in memory by then.
 pause-*    The longest time that a thread of the target which does nothing but look at the clock
            could not, for ``--pause fork`` and gcore, to memory: a disk would make gcore's longer.
-why        ``why --no-strings`` of a C++ service, by one thread, against reading the process once,
+why        ``why`` of a C++ service against reading the process once by one thread,
            and against chap, if ``--chap`` names it, which reads a core from memory.
 search-yara  One rule of 200 words, on a live process. For fastdump: its threads. yara(1) reads
            libraries too, which are little here.

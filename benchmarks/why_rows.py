@@ -1,8 +1,8 @@
 """The row of ``fastdump why``: the whole command, against reading the same process once.
 
 The target is a service in C++ (see service.cpp); its objects are counted, and every resident byte.
-chap reads a core, which is made beforehand, and is asked to ``summarize used``. As ``why`` has one
-thread, "work" is what a command took of a CPU: neighbours disturb that less than the time.
+chap reads a core, which is made beforehand, and is asked to ``summarize used``. "Work" is what a
+command took of all CPUs: a rate by that is one of a core.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _cpu_seconds() -> float:
 
 
 def why_row(bench: Bench) -> Result:
-    """All of it but text, which ``strings --top`` is measured for; by one thread."""
+    """The whole page; but for text it has one thread."""
     with (
         start("service", bench.size >> 20) as target,
         fresh_folder(bench.tmpfs) as folder,
@@ -59,13 +59,14 @@ def why_row(bench: Bench) -> Result:
             return done.stdout, Sample(done.seconds, _cpu_seconds() - before, length)
 
         def why(job: Job) -> Sample:
-            command = ("why", str(target.pid), "--no-strings", "--json")
+            command = ("why", str(target.pid), "--json")
             told, sample = measured((job.bench.fastdump, *command))
             page = json.loads(told)
             counts = {each["name"]: each["objects"] for each in page["types"]}
             found = counts.get("Session"), counts.get("Request")
-            if found != (truth["sessions"], truth["requests"]) or page["problems"]:
-                raise WrongOutput(f"fastdump why: {found} of {truth}, {page['problems']}")
+            problems = page["problems"] or (not page["templates"] and "no text")
+            if found != (truth["sessions"], truth["requests"]) or problems:
+                raise WrongOutput(f"fastdump why: {found} of {truth}, {problems}")
             if abs(page["total"] - length) > length // 500:
                 raise WrongOutput(f"fastdump why: {page['total']} of {length} bytes")
             return sample
@@ -90,7 +91,7 @@ def why_row(bench: Bench) -> Result:
         else:
             print("why: chap is not measured: --chap names its program", file=sys.stderr)
         timings = interleave(bench, "why", plan, {"full": small}, bench.tmpfs)
-        peaks = [run_for_peak((bench.fastdump, "why", str(target.pid), "--no-strings"))]
+        peaks = [run_for_peak((bench.fastdump, "why", str(target.pid)))]
         if bench.chap:
             peaks.append(run_for_peak((bench.chap, core), _ASK_CHAP))
     peak, *others = (int(output.rpartition("\n")[2]) for output in peaks)

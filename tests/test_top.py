@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 import targets
+from fastdump._native import PAGE_SIZE
 from fastdump._strings import Query, Scanner, Table
 from fastdump.labels import Kind
+from fastdump.place import open_regular
+from fastdump.sweep import SAMPLE
+from fastdump.top import top
 from test_real import child, python
 from test_strings import CODECS, FASTDUMP, SEED, gnu, lines_of, rng, run
 
@@ -59,6 +63,34 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("many") / "many"
     path.write_bytes("\0".join(texts).encode() + bytes(9 << 20) + known[0].encode())
     return path
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+def test_a_sample_has_the_strings_of_its_pieces(tmp_path: Path, every: int) -> None:
+    """Of a file with holes: each of its strings, and no other one."""
+    print(f"FASTDUMP_TEST_SEED={SEED}")
+    rng, path, length = random.Random(SEED), tmp_path / "data", 8
+    with path.open("wb") as file:
+        for size in (5 * SAMPLE + 12345, 3 * PAGE_SIZE, SAMPLE // 2, 11 * SAMPLE, 17, 9000):
+            file.seek(-(-file.tell() // PAGE_SIZE) * PAGE_SIZE + PAGE_SIZE)
+            data = rng.randbytes(size // 64).hex("\0", rng.randrange(4, 40)).encode()
+            file.write((data * 64)[:size])
+    place = open_regular(str(path))
+    found = top(place, Query(min_length=length), 1 << 20, exact=True, every=every)
+    begin, wanted, bounds = 0, Counter[str](), []
+    for s in place.slices:  # all of them one after the other
+        bounds.append((s.address, s.address + s.length, begin))
+        begin += -(-s.length // PAGE_SIZE) * PAGE_SIZE
+    for line in gnu("-n", length, "-t", "d", path).decode().splitlines():
+        address, _, text = line.strip().partition(" ")
+        known = int(address) + length - 1  # where it has become one
+        start, begin = next((b[0], b[2]) for b in bounds if b[0] <= known < b[1])
+        position = begin + known - start
+        piece = position // (SAMPLE * every) * SAMPLE * every
+        wanted[text] += begin <= piece <= position < piece + SAMPLE
+    place.close()
+    assert {row.text.decode(): row.count for row in found.rows} == dict(+wanted)
+    assert 0 < sum(wanted.values()) < len(gnu("-n", length, path).splitlines())
 
 
 # --- equal strings ----------------------------------------------------------------------

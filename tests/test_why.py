@@ -773,6 +773,23 @@ def test_the_page_has_its_parts_in_order() -> None:
     assert f"\n  fastdump hexdump {target.pid} " in found.output
 
 
+def test_text_of_a_large_process_is_estimated(in_tmp: Path) -> None:
+    with targets.start("service", 300) as target:
+        whole, part = told(target.pid), told(target.pid, sample=True)
+        page = CliRunner().invoke(cli, ["why", str(target.pid)]).output
+        saved = CliRunner().invoke(cli, ["why", str(target.pid), "--save", "page"])
+    assert (whole.sampled, part.sampled, saved.exit_code) == (1, 2, 0)
+    assert json.loads(Path("page").read_text())["sampled"] == 1
+    assert "text, # for numbers: estimates, of one MiB in 2\n" in page
+    known = {t.text: t for t in whole.templates}
+    common = [(t, known[t.text]) for t in part.templates if t.text in known]
+    assert sum(t.strings > 10_000 for _, t in common) >= 4
+    for estimate, truth in common:
+        if truth.strings > 10_000:
+            assert estimate.strings == pytest.approx(truth.strings, rel=0.1)
+            assert estimate.bytes == pytest.approx(truth.bytes, rel=0.1)
+
+
 def test_a_damaged_dump_is_no_surprise(in_tmp: Path) -> None:
     """Whatever its words are: figures may be wrong, and say so, but nothing breaks."""
     print(f"FASTDUMP_TEST_SEED={SEED}")

@@ -184,7 +184,7 @@ class Words:
     """What the words of memory point to; see ``csrc/words.c`` and ``csrc/owners.c``.
 
     Memory is entered once, in address order; then its words are counted, and followed as often as
-    need be. What is kept of it for that is 8% at the most: blocks where more than 1 of 16 words
+    need be. What is kept of it for that is 6% at the most: blocks where more than 1 of 16 words
     point to modules or chunks are read again.
 
     Args:

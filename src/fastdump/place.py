@@ -149,6 +149,23 @@ class Place:
         if slices:
             yield Piece(slices, start, _NO_LIMIT)
 
+    def sample(self, length: int, every: int) -> Iterator[Piece]:
+        """Of all slices one after the other, one in *every* pieces of *length* bytes.
+
+        *length* is whole pages. A piece ends with its slice: of small ones it may have less.
+        """
+        position = 0
+        for s in self.slices:
+            for start in range(-position % (length * every), s.length, length * every):
+                end = min(start + length, s.length)
+                slices = [part_of(s, start, end)]
+                if start:
+                    slices.insert(0, part_of(s, start - PAGE_SIZE, start, AGAIN))
+                if end < s.length:
+                    slices.append(part_of(s, end, s.length, AGAIN | TAIL))
+                yield Piece(slices, s.address + start, s.address + end)
+            position += -(-s.length // PAGE_SIZE) * PAGE_SIZE
+
     def slices_in(self, start: int, end: int) -> list[Slice]:
         """Those that hold some of a range."""
         found = following(self.slices, self._starts, start)

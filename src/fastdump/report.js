@@ -158,7 +158,7 @@ function drawTables() {
   table("types", [["objects", "n", (t) => count(t.objects)], ["bytes", "n", (t) => (t.bytes ? size(t.bytes) : "-")],
     ["language", "", (t) => t.language], ["type", "", (t) => t.name], ["module", "", (t) => t.module]], data.types);
   table("templates", [["strings", "n", (t) => count(t.strings)], ["bytes", "n", (t) => size(t.bytes)],
-    ["text, # for numbers", "", (t) => t.text]], data.templates);
+    [data.text_title, "", (t) => t.text]], data.templates);
 }
 
 function drawRegions() {

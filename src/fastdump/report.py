@@ -111,6 +111,7 @@ def _data(source: Source, found: Why) -> dict[str, Any]:
             for t in found.types
         ],
         "templates": [asdict(t) | {"text": _text(t.text)} for t in found.templates],
+        "text_title": found.text_title,
         "suspects": [[_text(s.text), _text(s.command)] for s in found.suspects],
         "problems": [_text(problem) for problem in found.problems]
         + [_text(f"{g.start:x}-{g.end:x}: {g.reason}") for g in found.unexpected_gaps[:20]],

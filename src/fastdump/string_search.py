@@ -26,10 +26,11 @@ def search(
     place: Place,
     scanners: Sequence[Scanner],
     handle: Callable[[Found | Giant], None] | None = None,
+    every: int = 1,
 ) -> StringsReport:
     """Search a place, one thread a scanner; as :func:`sweep`."""
     stream = place.found(scanners[0]) if isinstance(place, Stream) else None
-    swept = sweep(place, scanners, handle, stream)
+    swept = sweep(place, scanners, handle, stream, every=every)
     return StringsReport(
         **vars(swept),
         strings=sum(s.strings for s in scanners),

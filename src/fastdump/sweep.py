@@ -25,6 +25,7 @@ Found = TypeVar("Found")
 # A piece should become no more than a scanner can hold before it is its turn to hand it over, and
 # is no smaller than what it costs to begin one.
 LEAST_PIECE, _MOST_PIECE = 4 << 20, 64 << 20
+SAMPLE = 1 << 20
 
 
 class Scans(Protocol[Found_co]):
@@ -70,6 +71,7 @@ def sweep(
     handle: Callable[[Found], None] | None = None,
     stream: Iterator[Found] | None = None,
     sizes: Iterator[int] | None = None,
+    every: int = 1,
 ) -> Sweep:
     """Scan a place, one thread a scanner.
 
@@ -78,6 +80,7 @@ def sweep(
             the same time; None to leave it in the scanners' counts or tables.
         stream: What the first scanner finds in a pipe, which is read as it goes.
         sizes: Of the pieces; by default as they suit the scanners.
+        every: Of so many pieces scan one alone, of SAMPLE bytes.
 
     Raises:
         SourceGone: The target exited or called exec.
@@ -102,8 +105,11 @@ def sweep(
             turns.stop()
             raise failed[0] from None
 
+    pieces = place.pieces(sizes or _sizes(place, scanners))
+    if every > 1:
+        pieces = place.sample(SAMPLE, every)
     crew: Crew[tuple[int, Piece], None, Scans[Found]] = Crew(
-        enumerate(place.pieces(sizes or _sizes(place, scanners))),
+        enumerate(pieces),
         list(scanners),
         work,
         at_leisure=bool(place.survey and place.survey.process.is_copy),
@@ -126,7 +132,7 @@ def sweep(
     tally.add(place.tally)
     for scanner in scanners:
         tally.add(scanner.tally)
-    if not enough and not isinstance(place, Stream):
+    if not enough and every == 1 and not isinstance(place, Stream):
         assert tally.accounted == place.selected, "a selected byte is not accounted for"
     return Sweep(
         tally=tally,

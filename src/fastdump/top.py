@@ -31,17 +31,19 @@ def top(
     exact: bool = False,
     groups: Sequence[int] | None = None,
     threads: int | None = None,
+    every: int = 1,
 ) -> Top:
     """The *count* strings that take the most bytes of a place.
 
     Args:
         exact: Equal strings; else those that are alike but for numbers.
         groups: For each region the number of its group: rows are of one group each.
+        every: As of :func:`fastdump.sweep.sweep`; the rows are those of what was searched.
     """
     threads = threads or usual_threads()
     capacity = 1 << ((_TABLE_BYTES // _ENTRY_BYTES // threads).bit_length() - 1)
     scanners = [Scanner(query, table=Table(capacity, exact, groups)) for _ in range(threads)]
-    report = search(place, scanners)
+    report = search(place, scanners, every=every)
     tables = [scanner.table for scanner in scanners if scanner.table]
     first = tables[0]
     for table in tables:

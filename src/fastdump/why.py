@@ -50,6 +50,10 @@ _ENOUGH = 0.01
 _MOST_CHASED = 1 << 20  # chunks a round, each read by itself: 2 s
 _MOST_ROUNDS = 3  # over memory, each for what the one before has found
 _STANDS_OUT = 0.05  # of the pointers to the chunks of a module: what another one has
+# A sample of text is one MiB in so many, as far as it has so many bytes at least. All of 4 GiB
+# takes 3.8 s of CPU, twice as long as the rest of the page; of a service's five most frequent
+# templates the sample was wrong by 0.6%.
+_MOST_EVERY, _LEAST_SAMPLE = 32, 128 << 20
 
 
 @dataclass
@@ -88,7 +92,7 @@ class TypeShare:
 
 @dataclass
 class Template:
-    """Strings that are alike but for numbers."""
+    """Strings that are alike but for numbers; see ``Why.sampled``."""
 
     text: str
     strings: int
@@ -119,6 +123,7 @@ class Why(Gaps):
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
+        sampled: One MiB in so many was searched for ``templates``: estimates, if it is not 1.
         pages: How many of its pages of 4 KiB are of each class.
         sizes: The live chunks of malloc that were not left out, by size; ``unowned``: those
             without an owner.
@@ -132,6 +137,7 @@ class Why(Gaps):
     modules: list[ModuleShare]
     types: list[TypeShare]
     templates: list[Template]
+    sampled: int
     sizes: list[SizeClass]
     cells: Sequence[Cell]
     cell_size: int
@@ -155,6 +161,12 @@ class Why(Gaps):
     def tiers(self) -> dict[str, int]:
         """Bytes of live chunks by how their owner is known; what has none is left out."""
         return {tier: sum(m.tiers[tier] for m in self.modules) for tier in TIERS}
+
+    @property
+    def text_title(self) -> str:
+        """What a table of the templates has over their text."""
+        told = f": estimates, of one MiB in {self.sampled}" if self.sampled > 1 else ""
+        return f"text, # for numbers{told}"
 
     def stacks(self) -> Iterator[Stack]:
         """Every byte once: live chunks by module, type and size class; else the bucket."""
@@ -208,6 +220,7 @@ class Why(Gaps):
             "modules": [_with_sizes(module) for module in self.modules],
             "types": [_with_sizes(found) for found in self.types],
             "templates": [asdict(template) for template in self.templates],
+            "sampled": self.sampled,
             "sizes": [found._asdict() for found in self.sizes],
             "unowned": [found._asdict() for found in self.unowned],
             "pages": self.pages,
@@ -224,6 +237,7 @@ def why(
     with_libraries: bool = False,
     count: int = 10,
     strings: bool = True,
+    sample: bool = False,
     debuginfod: bool = False,
 ) -> Why:
     """What fills a source.
@@ -231,12 +245,14 @@ def why(
     Args:
         count: Lines of each table.
         strings: Look for repeated text too.
+        sample: In some of a large source only: for one page, not for those to be compared.
         debuginfod: As of :class:`fastdump.pointers.Pointers`.
 
     Raises:
         SourceGone: The target exited or called exec.
     """
-    return _Inquiry(source, rules, with_libraries).answer(count, strings, debuginfod)
+    inquiry = _Inquiry(source, rules, with_libraries)
+    return inquiry.answer(count, strings=strings, sample=sample, debuginfod=debuginfod)
 
 
 class _Inquiry:
@@ -249,7 +265,7 @@ class _Inquiry:
         self._problems: list[str] = []
         self._gaps: list[Gap] = []
 
-    def answer(self, count: int, strings: bool, debuginfod: bool) -> Why:
+    def answer(self, count: int, *, strings: bool, sample: bool, debuginfod: bool) -> Why:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
         self._heap = Heap(self._segments())
@@ -263,6 +279,7 @@ class _Inquiry:
         sizes = words.sizes
         pointers = Pointers(self._source, debuginfod)
         foreign = allocators(self._source, pointers)
+        templates, sampled = self._templates(count, sample) if strings else ([], 1)
         result = Why(
             name=self._source.name,
             ledger=self._ledger.buckets(
@@ -272,7 +289,8 @@ class _Inquiry:
             heap=self._glibc,
             modules=self._module_shares(words, sizes),
             types=self._type_shares(words, pointers, python, counter, count),
-            templates=self._templates(count) if strings else [],
+            templates=templates,
+            sampled=sampled,
             cells=words.cells,
             cell_size=words.cell_size,
             pages=dict(zip(PAGE_CLASSES, words.pages, strict=True)),
@@ -505,19 +523,29 @@ class _Inquiry:
         sizes = [SizeClass(1 << h.size_class, h.words, h.bytes) for h in hits if h.size_class]
         share.sizes = joined([share.sizes, sizes])
 
-    def _templates(self, count: int) -> list[Template]:
+    def _templates(self, count: int, sample: bool) -> tuple[list[Template], int]:
+        """Those with the most bytes; one MiB in how many was searched for them."""
         from fastdump._strings import Query
         from fastdump.top import top  # 3 ms that a page without strings does without
 
         place = self._source.place(rules=self._rules, with_libraries=self._with_libraries)
         try:
-            found = top(place, Query(min_length=8), count)
+            whole = sum(s.length for s in place.slices)
+            every = max(min(_MOST_EVERY, whole // _LEAST_SAMPLE), 1) if sample else 1
+            found = top(place, Query(min_length=8), count, every=every)
+            times = (
+                whole / (found.report.tally.accounted - place.tally.accounted) if every > 1 else 1
+            )
         finally:
             place.close()
         return [
-            Template(row.text.decode("utf-8", "backslashreplace"), row.count, row.length)
+            Template(
+                text=row.text.decode("utf-8", "backslashreplace"),
+                strings=round(row.count * times),
+                bytes=round(row.length * times),
+            )
             for row in found.rows
-        ]
+        ], every
 
 
 def _holder(counts: Sequence[int], number: int) -> int:
@@ -568,11 +596,12 @@ def _suspects(found: Why) -> list[Suspect]:
                 f"{size(each.bytes)}",
                 suggested("hexdump", name, f"{each.example:x} --follow-pointers"),
             )
+    about = "about " if found.sampled > 1 else ""
     for template in found.templates[:2]:
         if template.bytes > total / 20:
             suspect(
                 template.bytes,
-                f"{template.strings:,} strings like {template.text[:40]!r} take "
+                f"{about}{template.strings:,} strings like {template.text[:40]!r} take "
                 f"{size(template.bytes)}",
                 suggested("strings", name, "--top 20"),
             )

@@ -69,6 +69,7 @@ def command(
             rules=rules,
             count=_COUNT,
             strings=not no_strings,
+            sample=True,
             debuginfod=debuginfod,
         )
         page = report(memory, found)

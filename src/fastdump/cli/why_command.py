@@ -99,7 +99,8 @@ def command(
     ledger    every resident byte in one bucket
     modules   whose pointers the live chunks of malloc hold, by how sure that is
     types     classes of C++, trait objects of Rust, types of Python
-    text      strings that are alike but for numbers
+    text      strings that are alike but for numbers; of 256 MiB or more estimates, of a part of it,
+              unless pages are to be compared (--save, --every)
     suspects  what stands out, and the command that shows more
     """
     rules = rules_of(ctx, include, exclude)
@@ -116,6 +117,7 @@ def command(
                 rules=rules,
                 count=LONG if long else count,
                 strings=not no_strings,
+                sample=not save and every is None,
                 debuginfod=debuginfod,
             )
 
@@ -219,7 +221,7 @@ def _print(found: Why, count: int) -> None:
             (f"{t.strings:,}", size(t.bytes), cut(t.text, _MOST_TEXT))
             for t in found.templates[:count]
         ]
-        print_table(("strings", "bytes", "text, # for numbers"), texts, right=(0, 1))
+        print_table(("strings", "bytes", found.text_title), texts, right=(0, 1))
     for problem in found.problems:
         click.echo(f"\nnot sure: {printable(problem)}")
     for suspect in found.suspects:
