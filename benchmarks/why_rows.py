@@ -8,6 +8,7 @@ command took of all CPUs: a rate by that is one of a core.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 
@@ -58,10 +59,10 @@ def why_row(bench: Bench) -> Result:
             done = run_command(command, stdin)
             return done.stdout, Sample(done.seconds, _cpu_seconds() - before, length)
 
-        def why(job: Job) -> Sample:
-            command = ("why", str(target.pid), "--json")
-            told, sample = measured((job.bench.fastdump, *command))
-            page = json.loads(told)
+        def check() -> None:
+            page = json.loads(
+                run_command((bench.fastdump, "why", str(target.pid), "--json")).stdout
+            )
             counts = {each["name"]: each["objects"] for each in page["types"]}
             found = counts.get("Session"), counts.get("Request")
             problems = page["problems"] or (not page["templates"] and "no text")
@@ -69,6 +70,14 @@ def why_row(bench: Bench) -> Result:
                 raise WrongOutput(f"fastdump why: {found} of {truth}, {problems}")
             if abs(page["total"] - length) > length // 500:
                 raise WrongOutput(f"fastdump why: {page['total']} of {length} bytes")
+
+        def why(job: Job) -> Sample:
+            told, sample = measured((job.bench.fastdump, "why", str(target.pid)))
+            for name in ("sessions", "requests"):
+                if not re.search(rf"^ *{truth[name]:,} .* C\+\+ ", told, re.MULTILINE):
+                    raise WrongOutput(f"fastdump why: not {truth[name]:,} {name}")
+            if "not sure" in told or "text, # for numbers" not in told:
+                raise WrongOutput("fastdump why: not the whole page")
             return sample
 
         def read(job: Job) -> Sample:
@@ -90,6 +99,7 @@ def why_row(bench: Bench) -> Result:
             plan.append(Engine("chap", chap))
         else:
             print("why: chap is not measured: --chap names its program", file=sys.stderr)
+        check()
         timings = interleave(bench, "why", plan, {"full": small}, bench.tmpfs)
         peaks = [run_for_peak((bench.fastdump, "why", str(target.pid)))]
         if bench.chap:

@@ -751,7 +751,7 @@ struct fastdump_words {
     uint64_t stale;               /* words in free chunks: not counted */
     struct fastdump_owned *owned; /* FASTDUMP_MODULES */
     struct fastdump_cell *cells;  /* of the pages that were entered, in their order */
-    uint64_t cell_capacity;       /* even, and not 0 */
+    uint64_t cell_capacity;       /* even; 0: pages are not looked at */
     uint64_t cell_count;
     uint64_t pages[FASTDUMP_PAGE_CLASSES]; /* of all cells */
     uint64_t cell_pages; /* that make a cell full: 1 at first, doubled when there are too many */

@@ -184,7 +184,8 @@ void fastdump_words_block(struct fastdump_words *words, const void *data, uint64
         fastdump_types_feed(words->types, data, length, address);
     for (uint64_t at = 0; at < length / 8; at += WORDS_STRIP) { /* while it is in the cache */
         uint64_t count = strip_of(length, at);
-        for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
+        for (uint64_t page = at; words->cell_capacity && page + PAGE_WORDS <= at + count;
+             page += PAGE_WORDS)
             enter_page(words, page_class(all + page), address + page * 8);
         find_in(words, all + at, count, at, &found);
     }

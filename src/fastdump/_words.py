@@ -192,6 +192,7 @@ class Words:
         heap: Its segments are walked as their memory is entered.
         read: The memory of a range, as it was entered.
         kernel: As of ``fastdump._strings.kernels``.
+        classify: See what pages hold: for :attr:`cells` and :attr:`pages`, which else are empty.
     """
 
     def __init__(
@@ -200,6 +201,8 @@ class Words:
         heap: Heap,
         read: Callable[[Range], Iterable[tuple[int, Any]]],
         kernel: str = "",
+        *,
+        classify: bool = True,
     ) -> None:
         self._words = words = ffi.new("struct fastdump_words *")
         words.kernel = kernel_number(kernel or default_kernel())
@@ -221,7 +224,7 @@ class Words:
         words.capacity = _CAPACITY
         self._cells = zeroed(MOST_CELLS * _CELL.size)
         words.cells = ffi.cast("struct fastdump_cell *", ffi.from_buffer(self._cells))
-        words.cell_capacity, words.cell_pages = MOST_CELLS, 1
+        words.cell_capacity, words.cell_pages = MOST_CELLS if classify else 0, 1
         words.owned = self._own("struct fastdump_owned[]", MOST_MODULES + 1)
         self._buffer = aligned_buffer(CHUNK_SIZE)
         words.buffer, words.size = _cast("unsigned char *", self._buffer), CHUNK_SIZE

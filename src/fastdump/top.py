@@ -11,6 +11,7 @@ from fastdump.place import Place
 from fastdump.string_search import StringsReport, search
 
 _TABLE_BYTES = 160 << 20
+_SAMPLE_TABLE_BYTES = 40 << 20  # of 128 MiB of a heap 10 were enough for no error
 _ENTRY_BYTES = 192  # of a table: a cache line, and 128 bytes of text
 
 
@@ -41,7 +42,8 @@ def top(
         every: As of :func:`fastdump.sweep.sweep`; the rows are those of what was searched.
     """
     threads = threads or usual_threads()
-    capacity = 1 << ((_TABLE_BYTES // _ENTRY_BYTES // threads).bit_length() - 1)
+    room = _TABLE_BYTES if every == 1 else _SAMPLE_TABLE_BYTES
+    capacity = 1 << ((room // _ENTRY_BYTES // threads).bit_length() - 1)
     scanners = [Scanner(query, table=Table(capacity, exact, groups)) for _ in range(threads)]
     report = search(place, scanners, every=every)
     tables = [scanner.table for scanner in scanners if scanner.table]

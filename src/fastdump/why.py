@@ -124,7 +124,7 @@ class Why(Gaps):
         heap: Of glibc's malloc; None if it was not found.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
         sampled: One MiB in so many was searched for ``templates``: estimates, if it is not 1.
-        pages: How many of its pages of 4 KiB are of each class.
+        pages: How many of its pages of 4 KiB are of each class; both empty if not asked for.
         sizes: The live chunks of malloc that were not left out, by size; ``unowned``: those
             without an owner.
         problems: What is not known, or not sure: sentences.
@@ -238,6 +238,7 @@ def why(
     count: int = 10,
     strings: bool = True,
     sample: bool = False,
+    pages: bool = True,
     debuginfod: bool = False,
 ) -> Why:
     """What fills a source.
@@ -246,13 +247,14 @@ def why(
         count: Lines of each table.
         strings: Look for repeated text too.
         sample: In some of a large source only: for one page, not for those to be compared.
+        pages: See what pages of memory hold, for ``Why.pages`` and ``Why.cells``.
         debuginfod: As of :class:`fastdump.pointers.Pointers`.
 
     Raises:
         SourceGone: The target exited or called exec.
     """
     inquiry = _Inquiry(source, rules, with_libraries)
-    return inquiry.answer(count, strings=strings, sample=sample, debuginfod=debuginfod)
+    return inquiry.answer(count, strings=strings, sample=sample, pages=pages, debuginfod=debuginfod)
 
 
 class _Inquiry:
@@ -265,12 +267,14 @@ class _Inquiry:
         self._problems: list[str] = []
         self._gaps: list[Gap] = []
 
-    def answer(self, count: int, *, strings: bool, sample: bool, debuginfod: bool) -> Why:
+    def answer(
+        self, count: int, *, strings: bool, sample: bool, pages: bool, debuginfod: bool
+    ) -> Why:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
         self._heap = Heap(self._segments())
         modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
-        words = Words(modules, self._heap, self._chunks)
+        words = Words(modules, self._heap, self._chunks, classify=pages)
         python = find_cpython(self._source)
         metaclasses = self._sweep(walk, words, python)
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
@@ -293,7 +297,7 @@ class _Inquiry:
             sampled=sampled,
             cells=words.cells,
             cell_size=words.cell_size,
-            pages=dict(zip(PAGE_CLASSES, words.pages, strict=True)),
+            pages=dict(zip(PAGE_CLASSES, words.pages, strict=True)) if pages else {},
             sizes=joined(sizes),
             unowned=sizes[0],
             problems=self._problems,

@@ -118,6 +118,7 @@ def command(
                 count=LONG if long else count,
                 strings=not no_strings,
                 sample=not save and every is None,
+                pages=as_json or bool(save),
                 debuginfod=debuginfod,
             )
 
