@@ -88,9 +88,11 @@ def test_a_full_standard_output(
     assert os.listdir() == []
 
 
-# Runs fastdump, which gets a signal when all is written, and nothing renamed.
+# Runs fastdump, which gets a signal when all is written, and nothing renamed. What a shell starts in
+# the background ignores SIGINT.
 ENDING = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from fastdump.cli import main
 from fastdump.output import PartFile
 PartFile._sync = lambda self: os.kill(os.getpid(), int(sys.argv[1]))
