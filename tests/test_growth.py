@@ -270,6 +270,16 @@ def test_a_page_of_wrong_types_is_refused(in_tmp: Path) -> None:
     assert codes == {0, 6}
 
 
+def test_estimates_that_are_compared_are_told(in_tmp: Path) -> None:
+    """What --json printed may be saved, too."""
+    for name, sampled in (("one", 1), ("two", 32)):
+        Path(name).write_text(json.dumps(page(gaps=[], problems=[], sampled=sampled)))
+    for names in (("one", "one"), ("one", "two")):
+        found = CliRunner().invoke(cli, ["diff", *names])
+        assert found.exit_code == 0
+        assert ("not sure: two: its text is estimated" in found.output) == ("two" in names)
+
+
 def test_every_command_that_is_suggested_works(in_tmp: Path) -> None:
     """Of a dump, whatever its name is."""
     name = "it's a $HOME `dump`.core"

@@ -88,8 +88,8 @@ def test_a_full_standard_output(
     assert os.listdir() == []
 
 
-# Runs fastdump, which gets a signal when all is written, and nothing renamed. What a shell starts in
-# the background ignores SIGINT.
+# Runs fastdump, which gets a signal when all is written, and nothing renamed. What a shell starts
+# in the background ignores SIGINT.
 ENDING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)

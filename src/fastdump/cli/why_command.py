@@ -99,8 +99,8 @@ def command(
     ledger    every resident byte in one bucket
     modules   whose pointers the live chunks of malloc hold, by how sure that is
     types     classes of C++, trait objects of Rust, types of Python
-    text      strings that are alike but for numbers; of 256 MiB or more estimates, of a part of it,
-              unless pages are to be compared (--save, --every)
+    text      strings that are alike but for numbers: of 256 MiB or more
+              estimates, but for --save and --every
     suspects  what stands out, and the command that shows more
     """
     rules = rules_of(ctx, include, exclude)
