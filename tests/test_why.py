@@ -790,6 +790,28 @@ def test_text_of_a_large_process_is_estimated(in_tmp: Path) -> None:
             assert estimate.bytes == pytest.approx(truth.bytes, rel=0.1)
 
 
+LONG_TARGET = """
+import mmap, sys
+memory = mmap.mmap(-1, 300 << 20, flags=mmap.MAP_PRIVATE)
+memory.write(b"\\1" * len(memory))
+for start, text in ((10 << 20, b"abcdefgh"), (81 << 20, b"ijklmnop")):
+    memory[start : start + (70 << 20)] = text * (70 << 20 >> 3)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_long_text_of_a_sample_is_not_multiplied() -> None:
+    """Of two, 71 MiB from one to the other, one begins in a sample of one MiB in 2."""
+    with child(sys.executable, "-c", LONG_TARGET, ready=b"ready") as process:
+        stop(process)
+        found = told(process.pid, sample=True)
+    assert found.sampled == 2
+    longest = found.templates[0]
+    assert longest.text.startswith(("abcdefgh", "ijklmnop"))
+    assert (longest.strings, longest.bytes) == (1, 70 << 20)
+
+
 def test_a_damaged_dump_is_no_surprise(in_tmp: Path) -> None:
     """Whatever its words are: figures may be wrong, and say so, but nothing breaks."""
     print(f"FASTDUMP_TEST_SEED={SEED}")

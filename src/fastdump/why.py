@@ -530,6 +530,7 @@ class _Inquiry:
     def _templates(self, count: int, sample: bool) -> tuple[list[Template], int]:
         """Those with the most bytes; one MiB in how many was searched for them."""
         from fastdump._strings import Query
+        from fastdump.sweep import SAMPLE
         from fastdump.top import top  # 3 ms that a page without strings does without
 
         place = self._source.place(rules=self._rules, with_libraries=self._with_libraries)
@@ -542,13 +543,15 @@ class _Inquiry:
             )
         finally:
             place.close()
+        # What is longer than a piece would become more than there is: it counts as it was found.
+        scales = [times if row.length <= row.count * SAMPLE else 1 for row in found.rows]
         return [
             Template(
                 text=row.text.decode("utf-8", "backslashreplace"),
-                strings=round(row.count * times),
-                bytes=round(row.length * times),
+                strings=round(row.count * scale),
+                bytes=round(row.length * scale),
             )
-            for row in found.rows
+            for row, scale in zip(found.rows, scales, strict=True)
         ], every
 
 
