@@ -117,7 +117,7 @@ def growth(pages: Sequence[Mapping[str, Any]], times: Sequence[float]) -> list[G
     """What differs between the first and the last of *pages*, what grew most first.
 
     Args:
-        pages: As of ``fastdump why --json``, of one program.
+        pages: As of ``fastdump why --save``, of one program.
         times: When each was made, in seconds.
     """
     series = Series()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -39,11 +39,8 @@ def command(old: str, new: str, count: int, as_json: bool, debuginfod: bool) -> 
     """
     names = old, new
     pages = [_page(name, debuginfod) for name in names]
-    problems = [
-        f"{name}: {problem}"
-        for name, page in zip(names, pages, strict=True)
-        for problem in [*page["problems"], *_ESTIMATED * (page.get("sampled", 1) != 1)]
-    ]
+    both = zip(names, pages, strict=True)
+    problems = [f"{name}: {problem}" for name, page in both for problem in _problems(page)]
     print_growth(growth(pages, [0, 1]), problems, count, as_json=as_json)
     missed = [_missed(page) for page in pages]
     for found in missed:
@@ -51,8 +48,10 @@ def command(old: str, new: str, count: int, as_json: bool, debuginfod: bool) -> 
     return max(found.exit_code for found in missed)
 
 
-# Of a page that --json printed.
-_ESTIMATED = ["its text is estimated: pages of --save count all of it"]
+def _problems(page: Mapping[str, Any]) -> Iterator[str]:
+    yield from page["problems"]
+    if page.get("sampled", 1) != 1:  # as `why --json` printed it
+        yield "its text is estimated: pages of --save count all of it"
 
 
 def _missed(page: Mapping[str, Any]) -> Missed:
