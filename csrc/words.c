@@ -91,7 +91,8 @@ static void enter_page(struct fastdump_words *words, int class, uint64_t address
 
 /* --- blocks ----------------------------------------------------------------------------- */
 
-/* Where the words of a block go, while there are at most so many. */
+/* Where the words of a block go, while there are at most so many: the strip that exceeds it is the
+ * last one, and has WORDS_STRIP more of each kind at the most. */
 struct found {
     uint64_t most;
     uint64_t *heap;
@@ -100,10 +101,9 @@ struct found {
     uint64_t module_count;
 };
 
-/* At most room into the heap, and most of both kinds; more are found only in the strip in which
- * that is exceeded. */
-static struct found found_begin(uint64_t *to, uint64_t room, uint64_t most) {
-    return (struct found){.most = most, .heap = to, .modules = to + room + WORDS_STRIP};
+/* heap: so many into the heap at the most, before that strip. */
+static struct found found_begin(uint64_t *to, uint64_t heap, uint64_t most) {
+    return (struct found){.most = most, .heap = to, .modules = to + heap + WORDS_STRIP};
 }
 
 /* The words of a strip, the first of which has index first, that lie in the windows. */
@@ -184,9 +184,9 @@ void fastdump_words_block(struct fastdump_words *words, const void *data, uint64
         fastdump_types_feed(words->types, data, length, address);
     for (uint64_t at = 0; at < length / 8; at += WORDS_STRIP) { /* while it is in the cache */
         uint64_t count = strip_of(length, at);
-        for (uint64_t page = at; words->cell_capacity && page + PAGE_WORDS <= at + count;
-             page += PAGE_WORDS)
-            enter_page(words, page_class(all + page), address + page * 8);
+        if (words->cell_capacity)
+            for (uint64_t page = at; page + PAGE_WORDS <= at + count; page += PAGE_WORDS)
+                enter_page(words, page_class(all + page), address + page * 8);
         find_in(words, all + at, count, at, &found);
     }
     struct fastdump_block block = found_end(&found, address, length);

@@ -147,8 +147,7 @@ def windows_of(ranges: Iterable[Range]) -> list[Range]:
 
 
 def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
-    """Those of *ranges*, for C: addresses of more bits a program has only if it asks for them."""
-    ranges = (r for r in ranges if r.end <= 1 << lib.FASTDUMP_ADDRESS_BITS)
+    """Those of *ranges*, for C."""
     for number, window in enumerate(windows_of(ranges)):
         windows[number] = tuple(window)
 
@@ -209,8 +208,10 @@ class Words:
         self._heap = heap
         self._keep: list[Any] = []
         self._read = read
-        modules = [Range(r.start, r.end) for r in ranges]
-        segments = [Range(s.start, s.end) for s in heap.segments]
+        # Addresses of more bits, which are not kept, a program has only if it asks for them.
+        most = 1 << lib.FASTDUMP_ADDRESS_BITS
+        modules = [Range(r.start, r.end) for r in ranges if r.end <= most]
+        segments = [Range(s.start, s.end) for s in heap.segments if s.end <= most]
         set_windows(words.windows, modules + segments)
         set_windows(words.module_windows, modules)
         set_windows(words.heap_windows, segments)

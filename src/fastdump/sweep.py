@@ -105,9 +105,10 @@ def sweep(
             turns.stop()
             raise failed[0] from None
 
-    pieces = place.pieces(sizes or _sizes(place, scanners))
-    if every > 1:
-        pieces = place.sample(SAMPLE, every)
+    whole = every == 1
+    pieces = (
+        place.pieces(sizes or _sizes(place, scanners)) if whole else place.sample(SAMPLE, every)
+    )
     crew: Crew[tuple[int, Piece], None, Scans[Found]] = Crew(
         enumerate(pieces),
         list(scanners),
@@ -132,7 +133,7 @@ def sweep(
     tally.add(place.tally)
     for scanner in scanners:
         tally.add(scanner.tally)
-    if not enough and every == 1 and not isinstance(place, Stream):
+    if not enough and whole and not isinstance(place, Stream):
         assert tally.accounted == place.selected, "a selected byte is not accounted for"
     return Sweep(
         tally=tally,

@@ -118,7 +118,7 @@ class Symbols:
         with contextlib.suppress(OSError):  # of a disk
             self._look(file)
         if not self._plain:
-            _ = self._read
+            _ = self._tables  # while the file is open
 
     def _look(self, file: BinaryIO) -> None:
         size = file.seek(0, io.SEEK_END)
@@ -132,7 +132,7 @@ class Symbols:
             self._looks = _MOST_LOOKS
 
     @functools.cached_property
-    def _read(self) -> _Tables:
+    def _tables(self) -> _Tables:
         notes = [s for p_type, s in self._segments if p_type == PT_NOTE]
         tables = _Tables(self._file, [s for s in notes if s.p_filesz <= _MOST_NOTES])
         self._file, self._plain, self._looks = io.BytesIO(), b"", 0
@@ -141,12 +141,12 @@ class Symbols:
     @property
     def build_id(self) -> BuildId | None:
         """None if it has none."""
-        return self._read.build_id
+        return self._tables.build_id
 
     @property
     def is_stripped(self) -> bool:
         """Whether it has exported symbols only."""
-        return self._read.is_stripped
+        return self._tables.is_stripped
 
     def _lacks(self, *parts: bytes) -> bool:
         """Whether the bytes of the file tell that no symbol has all of these."""
@@ -157,7 +157,7 @@ class Symbols:
 
     def _all(self) -> Iterator[tuple[Symbol, bool]]:
         """Those of all tables, and whether they are global; several may be one thing."""
-        for elfclass, content, base in self._read.tables:
+        for elfclass, content, base in self._tables.tables:
             for fields in _SYMBOL[elfclass].iter_unpack(content):
                 if elfclass == 64:
                     name, info, _, index, value, size = fields
@@ -169,7 +169,7 @@ class Symbols:
     @functools.cached_property
     def _symbols(self) -> list[Symbol]:
         """In order of their values."""
-        names = self._read.names
+        names = self._tables.names
         best: dict[int, tuple[tuple[bool, int, bool], Symbol]] = {}
         for symbol, is_global in self._all():
             value, size, name = symbol
@@ -199,7 +199,7 @@ class Symbols:
         symbol = self._symbols[number]
         if vaddr - symbol.value >= symbol.size:
             return None
-        names = self._read.names
+        names = self._tables.names
         end = names.find(b"\0", symbol.name, symbol.name + _MOST_NAME)
         if end < 0:
             return None
@@ -220,7 +220,7 @@ class Symbols:
         if self._lacks(wanted):
             return False
         offsets: set[int] = set()  # a linker lets a name begin within a longer one
-        while (at := self._read.names.find(wanted, at + 1)) >= 0 and len(offsets) < _MOST_FOUND:
+        while (at := self._tables.names.find(wanted, at + 1)) >= 0 and len(offsets) < _MOST_FOUND:
             offsets.add(at)
         return bool(offsets) and any(symbol.name in offsets for symbol, _ in self._all())
 

@@ -538,9 +538,8 @@ class _Inquiry:
             whole = sum(s.length for s in place.slices)
             every = max(min(_MOST_EVERY, whole // _LEAST_SAMPLE), 1) if sample else 1
             found = top(place, Query(min_length=8), count, every=every)
-            times = (
-                whole / (found.report.tally.accounted - place.tally.accounted) if every > 1 else 1
-            )
+            searched = found.report.tally.accounted - place.tally.accounted
+            times = whole / searched if every > 1 else 1
         finally:
             place.close()
         # What is longer than a piece would become more than there is: it counts as it was found.
