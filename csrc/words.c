@@ -146,6 +146,8 @@ static uint64_t strip_of(uint64_t length, uint64_t at) {
     return length / 8 - at < WORDS_STRIP ? length / 8 - at : WORDS_STRIP;
 }
 
+_Static_assert(FASTDUMP_FIND_SLACK >= 2 * WORDS_STRIP, "what a strip has more, of each kind");
+
 void fastdump_words_find(const struct fastdump_words *words, const void *data, uint64_t length,
                          uint64_t address, uint64_t *found_ret, struct fastdump_block *block_ret) {
     const uint64_t *all = data;

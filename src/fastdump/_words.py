@@ -6,7 +6,7 @@ import heapq
 import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from fastdump._heap import Segment, SizeClass, joined, sizes_in
 from fastdump._native import (
@@ -25,6 +25,9 @@ from fastdump._native import (
 from fastdump._strings import CHUNK_SIZE, _cast, default_kernel, kernel_number
 from fastdump.region import Range, Region
 
+if TYPE_CHECKING:
+    from fastdump._objects import TypeCounter
+
 MOST_MODULES: int = lib.FASTDUMP_MODULES - 1
 # By what the owner of a chunk is known, the surest first; numbers as of the C code.
 TIERS = ("first word", "any word", "parent", "global", "further")
@@ -40,6 +43,7 @@ _CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18
 _WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
+assert _MOST_KEPT >= 2 * (_MOST_BLOCK // 8) + lib.FASTDUMP_FIND_SLACK, "room for any block"
 _MOST_TODO = 1 << 20
 _MOST_SAMPLED, _SAMPLE = 64 << 20, 1 << 20  # bytes: of all, and one after the other
 
@@ -241,8 +245,8 @@ class Words:
         self._keep.append(ffi.new(kind, content))
         return self._keep[-1]
 
-    def feed_types(self, types: Any) -> None:
-        """Feed *types*, a TypeCounter or None, what is entered, too."""
+    def feed_types(self, types: TypeCounter | None) -> None:
+        """Feed *types* what is entered, too."""
         self._types = types
         self._words.types = types._c if types else ffi.NULL
 

@@ -28,9 +28,7 @@ from fastdump._objects import (
     ObjectCount,
     TypeCounter,
 )
-from fastdump._words import (
-    Heap,
-)
+from fastdump._words import Heap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
 from fastdump.region import Range

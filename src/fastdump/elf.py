@@ -131,7 +131,7 @@ class Elf:
         raw = self._file.read(e_phoff, count * stride)
         if len(raw) < count * stride:
             self.lost.append(f"of {count} program headers {len(raw) // stride} are there")
-        return self._header.program_headers(raw[: len(raw) // stride * stride])
+        return self._header.program_headers(raw)
 
     def _in_order(self, segments: Iterator[Segment]) -> Iterator[Segment]:
         """By address; where two overlap, the one that begins first has the bytes."""

@@ -63,8 +63,8 @@ class ElfHeader:
             raise ValueError(f"program headers of {e_phentsize} bytes")
 
     def program_headers(self, raw: bytes) -> Iterator[tuple[int, Segment]]:
-        """Each ``p_type`` with the rest, of whole program headers."""
-        for fields in self._phdr.iter_unpack(raw):
+        """Each ``p_type`` with the rest, of those program headers that *raw* has whole."""
+        for fields in self._phdr.iter_unpack(raw[: len(raw) // self.phdr_size * self.phdr_size]):
             if self.wide:
                 p_type, p_flags, p_offset, p_vaddr, _, p_filesz, p_memsz, _ = fields
             else:

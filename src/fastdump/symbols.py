@@ -244,8 +244,7 @@ def _segments_of(file: BinaryIO, size: int) -> list[tuple[int, Segment]]:
     if not raw.startswith(MAGIC) or header.e_phoff >= size:
         return []
     file.seek(header.e_phoff)
-    raw = file.read(header.e_phnum * header.phdr_size)
-    return list(header.program_headers(raw[: len(raw) // header.phdr_size * header.phdr_size]))
+    return list(header.program_headers(file.read(header.e_phnum * header.phdr_size)))
 
 
 def _build_id_of(elf: Any, segment: Segment) -> BuildId | None:

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 
 from fastdump._heap import Segment, SizeClass, joined
 from fastdump._native import PAGE_SIZE, Gap
-from fastdump._objects import (
-    TypeCounter,
-)
+from fastdump._objects import TypeCounter
 from fastdump._words import (
     FURTHER,
     PAGE_CLASSES,
@@ -123,8 +121,8 @@ class Why(Gaps):
         rss: What the kernel says is resident; 0 of a dump.
         heap: Of glibc's malloc; None if it was not found.
         cells: The memory that was read for words, in its order: in runs of ``cell_size`` bytes.
-        sampled: One MiB in so many was searched for ``templates``: estimates, if it is not 1.
         pages: How many of its pages of 4 KiB are of each class; both empty if not asked for.
+        sampled: One MiB in so many was searched for ``templates``: estimates, if it is not 1.
         sizes: The live chunks of malloc that were not left out, by size; ``unowned``: those
             without an owner.
         problems: What is not known, or not sure: sentences.
@@ -283,7 +281,6 @@ class _Inquiry:
         sizes = words.sizes
         pointers = Pointers(self._source, debuginfod)
         foreign = allocators(self._source, pointers)
-        templates, sampled = self._templates(count, sample) if strings else ([], 1)
         result = Why(
             name=self._source.name,
             ledger=self._ledger.buckets(
@@ -293,8 +290,8 @@ class _Inquiry:
             heap=self._glibc,
             modules=self._module_shares(words, sizes),
             types=self._type_shares(words, pointers, python, counter, count),
-            templates=templates,
-            sampled=sampled,
+            templates=[],
+            sampled=1,
             cells=words.cells,
             cell_size=words.cell_size,
             pages=dict(zip(PAGE_CLASSES, words.pages, strict=True)) if pages else {},
@@ -303,6 +300,8 @@ class _Inquiry:
             problems=self._problems,
             gaps=merged(self._gaps),
         )
+        if strings:  # after the ledger: text may take seconds, in which the process goes on
+            result.templates, result.sampled = self._templates(count, sample)
         if self._glibc:
             self._problems += self._glibc.problems
         self._problems += [
