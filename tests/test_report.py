@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import targets
-from fastdump._words import MOST_CELLS, PAGE_CLASSES, Heap, ModuleRange, Words
+from fastdump._heap import Heap
+from fastdump._words import MOST_CELLS, PAGE_CLASSES, ModuleRange, Words
 from fastdump.text import printable
 from hostile import EXE, NAMES, hostile
 

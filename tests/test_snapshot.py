@@ -23,8 +23,9 @@ import pytest
 
 import targets
 from fastdump import search, strings
+from fastdump._heap import Heap
 from fastdump._native import MEM_ONLY, ORIGIN, Copier, Gap, Slice, address_of
-from fastdump._words import Heap, ModuleRange, Words
+from fastdump._words import ModuleRange, Words
 from fastdump.dump import dump, open_writer
 from fastdump.errors import IncompleteWarning, NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost

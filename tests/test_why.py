@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 import foreign
 import targets
-from fastdump._heap import Segment, joined
+from fastdump._heap import Heap, Segment, joined, windows_of
 from fastdump._native import OURS, PLAIN, Memory, Slice, address_of, lib
 from fastdump._objects import (
     SIZE_DICT,
@@ -37,10 +37,8 @@ from fastdump._objects import (
 from fastdump._words import (
     FURTHER,
     PARENT,
-    Heap,
     ModuleRange,
     Words,
-    windows_of,
 )
 from fastdump.cli import cli
 from fastdump.dumped import Dumped

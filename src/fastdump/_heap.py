@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from fastdump.region import Range
 HEADER: int = lib.FASTDUMP_CHUNK_HEADER
 LIST_BLOCK: int = lib.FASTDUMP_LIST_BLOCK
 _BATCH = 1024
+_WINDOWS = 3
 _ANY = (1 << 64) - 1
 _SPAN = 16 * 64  # bytes of memory that 64 bits stand for
 
@@ -164,6 +166,29 @@ def joined(classes: Iterable[Iterable[SizeClass]]) -> list[SizeClass]:
     return sorted(found.values())
 
 
+class Heap:
+    """Segments, for C; each chunk may have an owner.
+
+    Args:
+        segments: In address order.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+        self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
+        self.c = {"segments": self._array, "count": len(segments)}
+        self._owners = zeroed(1)
+
+    def make_owners(self) -> None:
+        """The segments were walked: none of their chunks has an owner."""
+        counts = [segment.rank() for segment in self.segments]
+        self._owners = zeroed(sum(counts))
+        at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
+        for segment, count in zip(self.segments, counts, strict=True):
+            segment.c.owners = at
+            at += count
+
+
 class Followed(NamedTuple):
     """Chunks of a list of free ones, and their bytes; ``whole``: it ended as it should."""
 
@@ -189,9 +214,9 @@ class FreeLists:
         read: Callable[[int], bytes],
     ) -> None:
         self._memory, self._slices, self._read = memory, _c_slices(slices), read
-        self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
+        self._heap = Heap(segments)
         self._c = ffi.new("struct fastdump_free_list *")
-        self._c.heap = {"segments": self._array, "count": len(segments)}
+        self._c.heap = self._heap.c
 
     def follow(
         self, entry: int, *, header: int = 0, size: int = 0, most: int = _ANY, release: bool = True
@@ -249,3 +274,25 @@ def self_pointers(data: Any, address: int, delta: int, most: int = 1 << 16) -> l
     found = ffi.new("uint64_t[]", most)
     count = lib.fastdump_self_pointers(view, len(view), address, delta, most, found)
     return list(found[0:count])
+
+
+def windows_of(ranges: Iterable[Range]) -> list[Range]:
+    """At most three ranges that hold all of *ranges*: cut where the gaps are widest."""
+    found: list[Range] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1].end:
+            found[-1] = Range(found[-1].start, max(end, found[-1].end))
+        else:
+            found.append(Range(start, end))
+    if not found:
+        return []
+    gaps = range(1, len(found))
+    widest = heapq.nlargest(_WINDOWS - 1, gaps, lambda n: found[n].start - found[n - 1].end)
+    cuts = [0, *sorted(widest), len(found)]
+    return [Range(found[a].start, found[b - 1].end) for a, b in itertools.pairwise(cuts)]
+
+
+def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
+    """Those of *ranges*, for C."""
+    for number, window in enumerate(windows_of(ranges)):
+        windows[number] = tuple(window)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastdump._heap import Heap, set_windows
 from fastdump._native import ffi, lib
 from fastdump._strings import default_kernel, kernel_number
-from fastdump._words import Heap, set_windows
 from fastdump.region import Range
 
 SIZE_FIXED: int = lib.FASTDUMP_SIZE_FIXED

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
-from fastdump._heap import Segment, SizeClass, joined, sizes_in
+from fastdump._heap import Heap, SizeClass, joined, set_windows, sizes_in
 from fastdump._native import (
     _GAP_CAPACITY,
     Gap,
@@ -22,11 +21,9 @@ from fastdump._native import (
     lib,
     zeroed,
 )
+from fastdump._objects import TypeCounter
 from fastdump._strings import CHUNK_SIZE, _cast, default_kernel, kernel_number
 from fastdump.region import Range, Region
-
-if TYPE_CHECKING:
-    from fastdump._objects import TypeCounter
 
 MOST_MODULES: int = lib.FASTDUMP_MODULES - 1
 # By what the owner of a chunk is known, the surest first; numbers as of the C code.
@@ -41,7 +38,6 @@ _CLASS_PAGE: int = lib.FASTDUMP_CLASS_PAGE
 _HIT = struct.Struct("<5Q")
 _CELL = struct.Struct(f"<Q{1 + len(PAGE_CLASSES)}I")
 _CAPACITY = 1 << 18
-_WINDOWS = 3
 _MOST_KEPT, _MOST_BLOCKS = 1 << 18, 1 << 12  # before they are taken
 assert _MOST_KEPT >= 2 * (_MOST_BLOCK // 8) + lib.FASTDUMP_FIND_SLACK, "room for any block"
 _MOST_TODO = 1 << 20
@@ -109,51 +105,6 @@ class ModuleRange(NamedTuple):
     start: int
     end: int
     module: int
-
-
-class Heap:
-    """Segments, for C; each chunk may have an owner.
-
-    Args:
-        segments: In address order.
-    """
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = segments
-        self._array = ffi.new("struct fastdump_segment *[]", [s.c for s in segments] or [ffi.NULL])
-        self.c = {"segments": self._array, "count": len(segments)}
-        self._owners = zeroed(1)
-
-    def make_owners(self) -> None:
-        """The segments were walked: none of their chunks has an owner."""
-        counts = [segment.rank() for segment in self.segments]
-        self._owners = zeroed(sum(counts))
-        at = ffi.cast("unsigned char *", ffi.from_buffer(self._owners))
-        for segment, count in zip(self.segments, counts, strict=True):
-            segment.c.owners = at
-            at += count
-
-
-def windows_of(ranges: Iterable[Range]) -> list[Range]:
-    """At most three ranges that hold all of *ranges*: cut where the gaps are widest."""
-    found: list[Range] = []
-    for start, end in sorted(ranges):
-        if found and start <= found[-1].end:
-            found[-1] = Range(found[-1].start, max(end, found[-1].end))
-        else:
-            found.append(Range(start, end))
-    if not found:
-        return []
-    gaps = range(1, len(found))
-    widest = heapq.nlargest(_WINDOWS - 1, gaps, lambda n: found[n].start - found[n - 1].end)
-    cuts = [0, *sorted(widest), len(found)]
-    return [Range(found[a].start, found[b - 1].end) for a, b in itertools.pairwise(cuts)]
-
-
-def set_windows(windows: Any, ranges: Iterable[Range]) -> None:
-    """Those of *ranges*, for C."""
-    for number, window in enumerate(windows_of(ranges)):
-        windows[number] = tuple(window)
 
 
 class _Kept:

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from fastdump._heap import self_pointers
+from fastdump._heap import Heap, self_pointers
 from fastdump._objects import (
     SIZE_DICT,
     SIZE_FIXED,
@@ -28,7 +28,6 @@ from fastdump._objects import (
     ObjectCount,
     TypeCounter,
 )
-from fastdump._words import Heap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
 from fastdump.region import Range

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from fastdump._heap import Segment, SizeClass, joined
+from fastdump._heap import Heap, Segment, SizeClass, joined
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._objects import TypeCounter
 from fastdump._words import (
@@ -22,7 +22,6 @@ from fastdump._words import (
     PARENT,
     TIERS,
     Cell,
-    Heap,
     Hit,
     ModuleRange,
     Words,
