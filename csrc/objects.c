@@ -3,6 +3,8 @@
 
 #define MOST_ITEMS (1ull << 40)
 #define SMALL_TABLE 8 /* PySet_MINSIZE, PyDict_MINSIZE */
+/* Programs without PIE begin there: smaller numbers are no pointers. */
+#define LEAST_POINTER 0x400000
 
 /* A count of 32 bits; above it 3.14 has flags, and freed memory of pymalloc a pointer. */
 static inline bool is_plausible(uint64_t references) {
@@ -19,6 +21,25 @@ uint64_t fastdump_type_home(const struct fastdump_types *types, uint64_t address
 static inline bool is_type(const struct fastdump_types *types, uint64_t word) {
     return fastdump_is_in(types->windows, word) &&
            types->types[fastdump_type_home(types, word)].address;
+}
+
+/* What a type hashes to: an entry of a dict has it before its key, one of a set behind it. */
+static inline uint64_t hash_of(uint64_t type) { return type >> 4 | type << 60; }
+
+/* Whether there is room for so many items, if they are more than Python itself has anywhere but in
+ * the heap: without PIE a pointer looks like their number. */
+static bool fits(const struct fastdump_types *types, uint64_t address, uint64_t items) {
+    if (items < LEAST_POINTER || !types->heap.count)
+        return true;
+    struct fastdump_place place = {.end = 0};
+    fastdump_move_to(&place, &types->heap, address);
+    return place.segment && place.live && items <= place.end + 8 - address;
+}
+
+/* Whether its items lie in the object: characters of a str do if it is compact. */
+static inline bool has_items(uint32_t sizing, uint64_t state) {
+    return sizing == FASTDUMP_SIZE_VAR || sizing == FASTDUMP_SIZE_TAG ||
+           (sizing == FASTDUMP_SIZE_STR && state >> 5 & 1);
 }
 
 /* What ma_keys of a dict takes, or else ma_values, if it has grown to ma_used without deletions. */
@@ -54,10 +75,19 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
         return;
     bool cut = at + 4 > count; /* what follows lies in the next buffer */
     uint64_t size = cut ? 0 : found[at + 1], state = cut ? 0 : found[at + 3];
+    if (found[at - 1] == hash_of(target) || size == hash_of(target))
+        return; /* a key of a dict or a set */
     if ((int64_t)size < 0)
         size = -size;
     if (type->sizing != FASTDUMP_SIZE_FIXED && (size >= MOST_ITEMS || is_type(types, size)))
         return; /* a tuple of types looks like an object but for that */
+    uint64_t items = type->sizing == FASTDUMP_SIZE_TAG ? size >> 3 : size;
+    if (has_items(type->sizing, state) && !fits(types, address + at * 8, items))
+        return;
+    if (type->sizing == FASTDUMP_SIZE_LIST && !fits(types, cut ? 0 : found[at + 2], size))
+        size = 0;
+    if (type->sizing == FASTDUMP_SIZE_DICT && !fits(types, state, size))
+        size = 0;
     type->count++;
     type->example = address + at * 8 - 8;
     types->total++;
@@ -82,7 +112,7 @@ static void count_object(struct fastdump_types *types, const uint64_t *found, ui
         type->items += size >> 3;
         break;
     case FASTDUMP_SIZE_STR: /* compact and ASCII are the bits 5 and 6 of its state */
-        type->items += (state >> 5 & 1)
+        type->items += has_items(type->sizing, state)
                            ? (size + 1) * (state >> 2 & 7) +
                                  ((state >> 6 & 1) ? 0 : types->str_wide - types->str_ascii)
                            : types->str_wide - types->str_ascii;

@@ -340,7 +340,7 @@ def test_objects_are_those_of_a_plain_loop(kernel: str) -> None:
             for _ in range(rng.randrange(1, 20))
         }
         some = [*types, *types, 0, 7, 8, 15, 31, 1 << 40, (1 << 64) - 3, 0xC0000001, 1 << 32]
-        some.append((2 << 32) // 3)
+        some += [(2 << 32) // 3, *(address >> 4 for address in types)]  # what types hash to
         words = [
             rng.choice(some) if rng.random() < 0.7 else rng.randrange(1, 1 << rng.randrange(1, 64))
             for _ in range(rng.randrange(4096))
@@ -364,6 +364,8 @@ def plain_objects(
         if address not in types or not references & 0xFFFFFFFF or references >> 32 & 0xFFFF:
             continue
         size, _, state = words[at + 1 : at + 4] if at + 4 <= len(words) else (0, 0, 0)
+        if address >> 4 in (references, size):
+            continue
         size = min(size, (1 << 64) - size)  # it may be negative
         keys, values = words[at + 3 : at + 5] if at + 5 <= len(words) else (0, 0)
         sizing = types[address]
@@ -385,6 +387,46 @@ def plain_objects(
         found[address][1] += items[sizing]
         found[address][2] = 0x1000 + (at - 1) * 8
     return found
+
+
+def test_what_has_no_room_is_no_object() -> None:
+    """Without PIE a pointer looks like a number of items; in the heap there may be so many."""
+    names = (SIZE_FIXED, SIZE_VAR, SIZE_TAG, SIZE_STR, SIZE_LIST, SIZE_SET, SIZE_DICT)
+    types = {0x900000 + n * 0x200: sizing for n, sizing in enumerate(names)}
+    by_sizing = {sizing: address for address, sizing in types.items()}
+    start, pointer = 0x7F0000000000, 0xA5BA88
+    chunks = [start, start + 0x1000000]
+    memory = bytearray(0x2000000)
+    for chunk in chunks:
+        struct.pack_into("<Q", memory, chunk + 8 - start, 0x1000000 | 1)
+    segment = Segment(start, start + len(memory))
+    assert segment.feed(start, memory)
+
+    def counted(sizing: int, size: int, place: int, where: int) -> tuple[int, int]:
+        """An object at *where*, with what belongs to it at *place*."""
+        compact = 1 << 5 | 1 << 6 | 1 << 2
+        state = {SIZE_STR: compact, SIZE_LIST: size, SIZE_DICT: place}.get(sizing, 0)
+        words = 1, by_sizing[sizing], size, place, state, 0
+        counter = TypeCounter(types, Heap([segment]), (40, 56), (32, 16, 0))
+        counter.feed(where, struct.pack("<6Q", *words))
+        found = counter.counts[by_sizing[sizing]]
+        return found.objects, found.items
+
+    arena, large = 0x7E0000000000, chunks[0] + 16
+    for sizing, size, items in (
+        (SIZE_VAR, pointer, pointer),
+        (SIZE_TAG, pointer << 3, pointer),
+        (SIZE_STR, pointer, pointer + 1),
+    ):
+        assert counted(sizing, size, 0, arena) == (0, 0)
+        assert counted(sizing, 100 << 3, 0, arena)[0] == 1
+        assert counted(sizing, size, 0, large) == (1, items)
+        assert counted(sizing, size, 0, large + 0x800000) == (0, 0)  # to the end it is less
+    for sizing in (SIZE_LIST, SIZE_DICT):
+        least = counted(sizing, 0, arena, arena)[1]
+        assert counted(sizing, pointer, arena + 64, arena) == (1, least)
+        assert counted(sizing, pointer, large, arena)[1] >= pointer
+    assert counted(SIZE_FIXED, pointer, 0, arena) == (1, 0)
 
 
 def plain_table(sizes: tuple[int, int, int], used: int, keys: int, values: int) -> int:
