@@ -410,10 +410,16 @@ FORKED = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
 libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: all from the heap
+libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
 before = [libc.malloc(1000) for _ in range(2000)]
+behind = [0] * 2000  # so that in between nothing else is allocated
 if os.fork() == 0:
-    behind = [libc.malloc(1000) for _ in range(20_000)]
+    for number in range(2000):
+        behind[number] = libc.malloc(10_000)
+    for place in behind[int(sys.argv[1]) :]:
+        libc.free(place)
     print("ready", os.getpid(), flush=True)
     sys.stdin.read()
     os._exit(0)
@@ -421,9 +427,10 @@ os.wait()
 """
 
 
-def test_the_heap_of_a_forked_process_is_walked_to_its_end() -> None:
-    """What it adds to its heap may be a region of its own."""
-    command = [sys.executable, "-c", FORKED]
+@pytest.mark.parametrize("kept", [2000, 0], ids=["kept", "freed"])
+def test_the_heap_of_a_forked_process_is_walked_to_its_end(kept: int) -> None:
+    """What it adds to its heap may be a region of its own; if it is freed, the top is in both."""
+    command = [sys.executable, "-c", FORKED, str(kept)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         pid = int(process.stdout.readline().removeprefix(b"ready"))
@@ -432,7 +439,7 @@ def test_the_heap_of_a_forked_process_is_walked_to_its_end() -> None:
         process.communicate()
     assert heap
     assert heap.problems == []
-    assert heap.live >= 22_000
+    assert heap.live >= 2000 + kept
 
 
 STRAYS = """

@@ -34,7 +34,7 @@ from fastdump._heap import (
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
-from fastdump.region import Range
+from fastdump.region import Range, Region
 from fastdump.source import CHUNK_SIZE, Chunk, Source, Zeros
 
 
@@ -293,11 +293,13 @@ class GlibcWalk:
         start = param.sbrk_base if param else brk.start
         try:
             end = arena.top + (self._word(arena.top + 8) & ~7)
-            region = next(r for r in self._source.regions if r.start <= arena.top < end <= r.end)
+            # The top may reach from one region of the heap into the next.
+            mapped: list[Range | Region] = [brk, *self._source.regions]
+            region = next(r for r in mapped if r.start <= arena.top < end <= r.end)
         except (FaultError, StopIteration):
             self._problems.append(f"the end of the main arena, {arena.top:#x}, makes no sense")
             return
-        if brk.start <= arena.top < brk.end:
+        if region is brk:
             heaps = [Range(start, end)]
         else:  # sbrk(2) failed once, or always: the rest is mapped
             heaps = [Range(start, brk.end)] if brk.end else []
