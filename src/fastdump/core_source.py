@@ -163,22 +163,29 @@ def _named(elf: Elf, regions: list[Region]) -> list[Region]:
             name = "[vdso]"
         elif region.start == _VSYSCALL:
             name = "[vsyscall]"
-        elif number == heap:
+        elif number in heap:
             name = "[heap]"
         found.append(region if region.path else region._replace(path=name))
     return found
 
 
-def _heap(regions: Sequence[Region], end: int) -> int | None:
-    """The region of brk(2), by where the kernel puts it: near the *end* of the executable.
+def _heap(regions: Sequence[Region], end: int) -> range:
+    """The regions of brk(2), by where the kernel puts it: near the *end* of the executable.
 
-    What lies right at it is its ``.bss``.
+    What lies right at it is its ``.bss``. What a forked process adds to its heap is one more.
     """
     for number, region in enumerate(regions):
         if region.start < end:
             continue
         if not end or region.has_file or region.start > end + _HEAP_REACH:
-            return None
+            break
         if region.writable and region.start > end:
-            return number
-    return None
+            stop = number + 1
+            while stop < len(regions) and _goes_on(regions[stop - 1], regions[stop]):
+                stop += 1
+            return range(number, stop)
+    return range(0)
+
+
+def _goes_on(region: Region, behind: Region) -> bool:
+    return behind.start == region.end and behind.writable and not behind.has_file
