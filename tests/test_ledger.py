@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,28 @@ def test_what_was_not_read_is_unknown() -> None:
             left_out = buckets(page)[UNKNOWN] - buckets(before)[UNKNOWN]
             assert left_out > (middle - heap.start) // 2
         target.resume()
+
+
+def test_of_a_heap_that_is_not_known_nothing_is_told(in_tmp: Path) -> None:
+    """A raw dump has neither the data of libc nor the names of Python's types."""
+    text = "a = [bytes(1000) for _ in range(50_000)]; print('ready', flush=True); input()"
+    with child(sys.executable, "-c", text, ready=b"ready") as process:
+        dump = ["dump", str(process.pid), "-f", "raw", "-o", "app.raw"]
+        assert CliRunner().invoke(cli, dump).exit_code == 0
+        whole = told(process.pid, strings=False)
+        rules = [Rule(False, "heap")]
+        left_out = told(process.pid, strings=False, rules=rules)
+    with open_source("app.raw") as source:
+        page = why(source, strings=False)
+    assert whole.problems == left_out.problems == []
+    assert [problem.partition(":")[0] for problem in page.problems] == [
+        "glibc's malloc was not found",
+        "the objects of CPython are not counted",
+    ]
+    for found in (page, left_out):
+        texts = [suspect.text for suspect in found.suspects]
+        assert any("not known to be glibc's" in text for text in texts)
+        assert not any("that is not glibc's" in text for text in texts)
 
 
 def needed(name: str) -> str:

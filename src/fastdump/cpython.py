@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastdump._heap import Heap, self_pointers
+from fastdump._native import Gap
 from fastdump._objects import (
     SIZE_DICT,
     SIZE_FIXED,
@@ -215,7 +216,10 @@ def find_cpython(source: Source) -> Interpreter | None:
     Raises:
         SourceGone: The target exited or called exec.
     """
+    unread = ""
     for address, data, module in _module_data(source):
+        if not data and _PYTHON.search(module):
+            unread = module
         for offset, unsupported in (
             (_OB_TYPE, ""),
             (_FREE_THREADED, "it is a free-threaded build"),
@@ -226,15 +230,19 @@ def find_cpython(source: Source) -> Interpreter | None:
                 try:
                     name = source.read(int.from_bytes(source.read(name_at, 8), "little"), 5)
                 except FaultError:
+                    unread = unread or (module if _PYTHON.search(module) else "")
                     continue
                 if name == b"type\0":
                     return Interpreter(source, found, module, unsupported)
+    if unread:
+        return Interpreter(source, 0, unread, "its types could not be read")
     return None
 
 
 def _module_data(source: Source) -> Iterator[tuple[int, bytes, str]]:
     """The writable data of the executable, and of what is called python or libpython: a program
-    may be started by naming the loader."""
+    may be started by naming the loader. Of what cannot be read nothing.
+    """
     both: Sequence[tuple[Range, str]] = [
         (Range(region.start, region.end), label.module)
         for region, label in zip(source.regions, source.labels, strict=True)
@@ -244,3 +252,5 @@ def _module_data(source: Source) -> Iterator[tuple[int, bytes, str]]:
         for part in source.walk([where]):
             if isinstance(part, Chunk):
                 yield part.address, bytes(part.data), module
+            elif isinstance(part, Gap):
+                yield part.start, b"", module

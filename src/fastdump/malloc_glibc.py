@@ -199,6 +199,7 @@ class GlibcWalk:
     Attributes:
         heap: None if glibc's malloc is not there, or not in use; known at first are its arenas and
             where segments begin and end, chunks and all that is counted when it is finished.
+        unread: Its data may lie in memory that cannot be read, if there is no heap.
 
     Raises:
         SourceGone: The target exited or called exec.
@@ -210,6 +211,7 @@ class GlibcWalk:
         self._starts = [region.start for region in source.regions]
         self._heaps: set[int] = set()  # of all arenas so far
         self.heap: GlibcHeap | None = None
+        self.unread = False
         found = self._find_main()
         if found is None:
             return
@@ -267,6 +269,7 @@ class GlibcWalk:
             for part in self._source.walk([Range(region.start, region.end)]):
                 if isinstance(part, Chunk):
                     yield part.address, bytes(part.data)
+                self.unread |= isinstance(part, Gap)
 
     def _ring(self, main: int, state: State) -> list[Arena]:
         """The arenas that ``next`` leads to from main_arena, if it is that."""

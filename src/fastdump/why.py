@@ -269,6 +269,11 @@ class _Inquiry:
     ) -> Why:
         walk = GlibcWalk(self._source)
         self._glibc = walk.heap
+        if walk.unread and not walk.heap:
+            self._problems.append(
+                "glibc's malloc was not found: the data of libc could not be read, which dumps of "
+                "the formats core and lz4 have"
+            )
         self._heap = Heap(self._segments())
         modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
         words = Words(modules, self._heap, self._chunks, classify=pages)
@@ -315,7 +320,7 @@ class _Inquiry:
             self._problems.append(f"{size(swapped)} are swapped out, and were not read")
         if words.lost:
             self._problems.append(f"{words.lost} pointers into modules had no room in the table")
-        result.suspects = _suspects(result)
+        result.suspects = _suspects(result, left_out=bool(self._rules))
         return result
 
     # --- passes --------------------------------------------------------------------------
@@ -577,8 +582,8 @@ def _held(module: ModuleShare) -> str:
     return "".join(parts)
 
 
-def _suspects(found: Why) -> list[Suspect]:
-    """What stands out, the largest first."""
+def _suspects(found: Why, *, left_out: bool) -> list[Suspect]:
+    """What stands out, the largest first; *left_out*: some memory was, as told."""
     name, total = found.name, max(found.total, 1)
     suspects: list[tuple[int, Suspect]] = []
 
@@ -618,9 +623,11 @@ def _suspects(found: Why) -> list[Suspect]:
             suggested_map(name),
         )
     if buckets[UNKNOWN] > total / 5:
+        is_sure = not (left_out or found.problems or found.gaps)
+        whose = "that is not glibc's" if is_sure else "not known to be glibc's"
         suspect(
             buckets[UNKNOWN],
-            f"{size(buckets[UNKNOWN])} are anonymous memory that is not glibc's",
+            f"{size(buckets[UNKNOWN])} are anonymous memory {whose}",
             suggested_map(name),
         )
     return [each for _, each in sorted(suspects, key=lambda found: -found[0])]
