@@ -532,6 +532,25 @@ def test_python_objects_are_counted(python: str) -> None:
         assert count * 0.999 <= objects[name] <= count * 1.001 + ordinary, name
 
 
+@pytest.mark.parametrize("python", [*pythons(), pytest.param("/usr/bin/python3", id="system")])
+def test_python_objects_of_a_dump_are_counted(python: str, in_tmp: Path) -> None:
+    """It lacks the names of types, which the file of the interpreter has."""
+    with child(interpreter(python), "-c", PYTHON, ready=b"ready") as process:
+        stop(process)
+        command = ["dump", str(process.pid), "-f", "core", "--pause", "none", "-o", "app.core"]
+        assert CliRunner().invoke(cli, command).exit_code == 0
+        expected = told(process.pid, strings=False, count=100)
+    with open_source("app.core") as source:
+        found = why(source, strings=False, count=100)
+    assert not found.problems
+
+    def types(page: Why) -> dict[tuple[str, str], tuple[int, int]]:
+        return {(t.name, t.module): (t.objects, t.bytes) for t in page.types}
+
+    assert types(found) == types(expected)
+    assert len(types(found)) > 100
+
+
 SIZES = """
 import gc, json, sys
 class Slotted:

@@ -31,6 +31,7 @@ from fastdump._objects import (
 )
 from fastdump.errors import FaultError
 from fastdump.labels import Kind
+from fastdump.pointers import Pointers
 from fastdump.region import Range
 from fastdump.source import Chunk, Source
 
@@ -96,8 +97,15 @@ class Interpreter:
         unsupported: Why its objects cannot be counted; empty if they can.
     """
 
-    def __init__(self, source: Source, type_type: int, module: str, unsupported: str = "") -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: Source,
+        pointers: Pointers,
+        type_type: int,
+        module: str,
+        unsupported: str = "",
+    ) -> None:
+        self._source, self._pointers = source, pointers
         self.type_type, self.module, self.unsupported = type_type, module, unsupported
         self.types: dict[int, PythonType] = {}
         self._str_sizes, self._dict_sizes = _STR_SIZES[80], _DICT_SIZES[True]
@@ -198,19 +206,18 @@ class Interpreter:
                 return None
             if not 0 <= itemsize < _MOST_SIZE:
                 return None
-            return PythonType(address, _text(self._source, name_at), basicsize, itemsize, flags)
+            return PythonType(address, _text(self._pointers, name_at), basicsize, itemsize, flags)
         except FaultError:
             return None
 
 
-def _text(source: Source, address: int) -> str:
+def _text(pointers: Pointers, address: int) -> str:
     """The string that begins there, at most its first 256 bytes."""
-    buffer = bytearray(_MOST_NAME)
-    got = source.read_into(address, buffer)
-    return bytes(buffer[:got]).partition(b"\0")[0].decode("utf-8", "backslashreplace")
+    found = pointers.constant(address, _MOST_NAME)
+    return found.partition(b"\0")[0].decode("utf-8", "backslashreplace")
 
 
-def find_cpython(source: Source) -> Interpreter | None:
+def find_cpython(source: Source, pointers: Pointers) -> Interpreter | None:
     """The CPython of a source, None if there is none.
 
     Raises:
@@ -228,14 +235,14 @@ def find_cpython(source: Source) -> Interpreter | None:
                 found = at - offset
                 name_at = found + offset + 16
                 try:
-                    name = source.read(int.from_bytes(source.read(name_at, 8), "little"), 5)
+                    name = pointers.constant(int.from_bytes(source.read(name_at, 8), "little"), 5)
                 except FaultError:
                     unread = unread or (module if _PYTHON.search(module) else "")
                     continue
                 if name == b"type\0":
-                    return Interpreter(source, found, module, unsupported)
+                    return Interpreter(source, pointers, found, module, unsupported)
     if unread:
-        return Interpreter(source, 0, unread, "its types could not be read")
+        return Interpreter(source, pointers, 0, unread, "its types could not be read")
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
 import os
 import stat
@@ -95,6 +96,38 @@ class Pointers:
         number = bisect.bisect_right(self._starts, address) - 1
         module = self._module(self._names[number])
         return module[0] if module else None
+
+    def constant(self, address: int, most: int) -> bytes:
+        """1 to *most* bytes at *address*: what a dump lacks of a module, as most lack what is only
+        read, its file has.
+
+        Raises:
+            FaultError: There is no byte at *address*; says why.
+            SourceGone: The target exited or called exec.
+        """
+        buffer = bytearray(most)
+        try:
+            return bytes(buffer[: self._source.read_into(address, buffer)])
+        except FaultError:
+            if found := self._in_file(address, most):
+                return found
+            raise
+
+    def _in_file(self, address: int, most: int) -> bytes:
+        number = bisect.bisect_right(self._starts, address) - 1
+        if self._live or not self._module_at(address):
+            return b""
+        region = self._source.regions[number]
+        if region.writable or not region.has_file:
+            return b""
+        try:
+            fd = _open_by_path(region.path)
+        except OSError:
+            return b""
+        with os.fdopen(fd, "rb", buffering=0) as file, contextlib.suppress(OSError):
+            file.seek(region.offset + address - region.start)
+            return file.read(min(most, region.end - address))
+        return b""
 
     def _symbol(self, name: str, address: int) -> tuple[str, int] | None:
         module = self._module(name)

@@ -277,13 +277,13 @@ class _Inquiry:
         self._heap = Heap(self._segments())
         modules = self._modules.ranges or [ModuleRange(0, 0, 1)]
         words = Words(modules, self._heap, self._chunks, classify=pages)
-        python = find_cpython(self._source)
+        pointers = Pointers(self._source, debuginfod)
+        python = find_cpython(self._source, pointers)
         metaclasses = self._sweep(walk, words, python)
         counter = self._types_of(python, metaclasses) if python and metaclasses else None
         objects = self._count_objects(counter) if counter else {}
         self._find_owners(words)
         sizes = words.sizes
-        pointers = Pointers(self._source, debuginfod)
         foreign = allocators(self._source, pointers)
         result = Why(
             name=self._source.name,
