@@ -407,6 +407,50 @@ def test_an_array_of_pointers_is_no_cache_of_a_thread() -> None:
         assert not chunk[2]
 
 
+CROWD = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+threading.stack_size(1 << 17)
+filled, end = os.pipe(), os.pipe()  # locks and barriers allocate
+def fill():
+    for place in [libc.malloc(1000) for _ in range(7)]:
+        libc.free(place)
+    os.write(filled[1], b"x")
+    os.read(end[0], 1)
+for _ in range(1500):
+    threading.Thread(target=fill).start()
+    os.read(filled[0], 1)
+print("ready", flush=True)
+sys.stdin.read()
+os.close(end[1])
+"""
+
+
+def test_the_caches_of_many_threads_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in one arena; how many were not looked at is told."""
+    tunables = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    command = [sys.executable, "-c", CROWD]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=tunables) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        with attach(process.pid) as source:
+            heap = walk_glibc(source)
+            monkeypatch.setattr("fastdump._heap._MOST_CACHES", 100)
+            some = walk_glibc(source)
+        process.communicate()
+    assert heap
+    assert some
+    assert heap.problems == []
+    assert heap.cached >= 1500 * 7
+    (problem,) = some.problems
+    assert "only 100 were looked at" in problem
+    assert 100 < some.cached < 200 * 7
+    assert some.live + some.cached == heap.live + heap.cached
+
+
 FORKED = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)

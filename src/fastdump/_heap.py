@@ -15,6 +15,9 @@ LIST_BLOCK: int = lib.FASTDUMP_LIST_BLOCK
 _BATCH = 1024
 _WINDOWS = 3
 _ANY = (1 << 64) - 1
+# There is room for one that each thread has (tcache) in so many bytes.
+_CACHE_EACH = 4096
+_LEAST_CACHES, _MOST_CACHES = 64, 1 << 16
 _SPAN = 16 * 64  # bytes of memory that 64 bits stand for
 
 
@@ -56,8 +59,9 @@ class Segment:
             self.c.begins, self.c.free = begins, free
             self._sizes = ffi.new("struct fastdump_size_class[]", lib.FASTDUMP_SIZE_CLASSES)
             self.c.sizes = self._sizes
-            self._caches = ffi.new("uint64_t[]", _BATCH)
-            self.c.caches, self.c.caches_capacity = self._caches, _BATCH
+            capacity = min(max((end - start) // _CACHE_EACH, _LEAST_CACHES), _MOST_CACHES)
+            self._caches = ffi.new("uint64_t[]", capacity)
+            self.c.caches, self.c.caches_capacity = self._caches, capacity
 
     @property
     def next(self) -> int:
@@ -83,6 +87,11 @@ class Segment:
     def caches(self) -> list[int]:
         """The chunks that may be what malloc keeps for a thread (tcache_perthread_struct)."""
         return list(self.c.caches[0 : self.c.caches_found])
+
+    @property
+    def lacks_caches(self) -> bool:
+        """Whether there was no room for more of them."""
+        return bool(self.c.caches_found and self.c.caches_found == self.c.caches_capacity)
 
     def feed(self, address: int, data: Any) -> bool:
         """Walk the chunks whose headers lie in *data*; whether that was the last of them.

@@ -434,6 +434,12 @@ class GlibcWalk:
             for segment in arena.segments:
                 for chunk in segment.caches:
                     self._release_cache(heap, lists, chunk)
+                if segment.lacks_caches:
+                    self._problems.append(
+                        f"of the threads whose caches lie at {segment.start:#x} only "
+                        f"{len(segment.caches):,} were looked at: what the others keep, though it "
+                        "is free, counts as live"
+                    )
         tops = 0
         for arena in heap.arenas:
             heap.own_bytes += arena.own
