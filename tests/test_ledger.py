@@ -119,6 +119,33 @@ def test_what_was_not_read_is_unknown() -> None:
         target.resume()
 
 
+STACK_IN_HEAP = """
+import ctypes, sys, threading
+libc = ctypes.CDLL(None)
+libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: all from the arena
+libc.aligned_alloc.restype = ctypes.c_void_p
+def fill():
+    place = libc.aligned_alloc(4096, 16 << 20)
+    ctypes.memset(place, 1, 16 << 20)
+    libc.madvise(ctypes.c_void_p(place + (4 << 20)), ctypes.c_size_t(4096), 16)  # MADV_DONTDUMP
+    attributes, thread = ctypes.create_string_buffer(64), ctypes.c_ulong()
+    libc.pthread_attr_init(attributes)
+    libc.pthread_attr_setstack(attributes, ctypes.c_void_p(place), ctypes.c_size_t(1 << 20))
+    libc.pthread_create(ctypes.byref(thread), attributes, libc.pause, None)
+thread = threading.Thread(target=fill)
+thread.start()
+thread.join()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_heap_that_begins_in_the_region_of_a_stack_counts_once() -> None:
+    with child(sys.executable, "-c", STACK_IN_HEAP, ready=b"ready") as process:
+        stop(process)
+        check(process.pid)
+
+
 def test_of_a_heap_that_is_not_known_nothing_is_told(in_tmp: Path) -> None:
     """A raw dump has neither the data of libc nor the names of Python's types."""
     text = "a = [bytes(1000) for _ in range(50_000)]; print('ready', flush=True); input()"

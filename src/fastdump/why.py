@@ -336,7 +336,9 @@ class _Inquiry:
                     yield number, found
                 continue
             for segment in self._segments_in(region.start, region.end):
-                yield number, Range(segment.start, segment.end)
+                # It may go on in the next region, which is no stack.
+                first = max(segment.start, region.start)
+                yield number, Range(first, min(segment.end, region.end))
 
     def _in_arenas(self) -> Iterator[tuple[int, Range]]:
         """What of it lies in chunks that are not mapped each by itself."""
