@@ -764,6 +764,25 @@ def test_native_leaks_of_python_are_their_librarys() -> None:
     assert shares["libz"].pointed_from == truth["holder"]
 
 
+PAGES = """
+import sqlite3, sys
+database = sqlite3.connect(":memory:")
+database.execute("create table t(a, b)")
+database.executemany("insert into t values(?, ?)", ((i, f"text {i}") for i in range(100_000)))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_few_pointers_are_no_holder() -> None:
+    """SQLite keeps where its pages end: to where they begin there is a pointer by chance."""
+    with child(program("/usr/bin/python3"), "-c", PAGES, ready=b"ready") as process:
+        found = told(process.pid, strings=False)
+    (share,) = (module for module in found.modules if "/libsqlite3" in module.path)
+    assert share.chunks > 400
+    assert share.pointed_from == ""
+
+
 # --- the page ----------------------------------------------------------------------------
 
 

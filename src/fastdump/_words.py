@@ -347,18 +347,22 @@ class Words:
             data: Of modules, each with its number: there all pointers count.
         """
         counts = ffi.new("uint64_t[]", (MOST_MODULES + 1) ** 2)
-        total = sum(run.end - run.start for run in self._runs())
         parts = (
             (Range(at, min(at + _SAMPLE, run.end)), 0)
             for run in self._runs()
             for at in range(run.start, run.end, _SAMPLE)
         )
-        sample = itertools.islice(parts, 0, None, total // _MOST_SAMPLED + 1)
+        sample = itertools.islice(parts, 0, None, self.sampled)
         for where, module in itertools.chain(sample, data):
             for kept in self._dense(where):
                 lib.fastdump_words_holders(self._words, kept, module, counts)
         width = MOST_MODULES + 1
         return [list(counts[at : at + width]) for at in range(0, len(counts), width)]
+
+    @property
+    def sampled(self) -> int:
+        """One MiB in so many :meth:`holders` looks at."""
+        return sum(run.end - run.start for run in self._runs()) // _MOST_SAMPLED + 1
 
     @property
     def hits(self) -> list[Hit]:

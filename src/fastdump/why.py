@@ -46,7 +46,7 @@ _MOST_TARGETS = 2048  # that are looked at for types
 _ENOUGH = 0.01
 _MOST_CHASED = 1 << 20  # chunks a round, each read by itself: 2 s
 _MOST_ROUNDS = 3  # over memory, each for what the one before has found
-_STANDS_OUT = 0.05  # of the pointers to the chunks of a module: what another one has
+_STANDS_OUT = 0.05  # of the pointers to the chunks of a module, or of these: what another one has
 # A sample of text is one MiB in so many, as far as it has so many bytes at least. All of 4 GiB
 # takes 3.8 s of CPU, twice as long as the rest of the page; of a service's five most frequent
 # templates the sample was wrong by 0.6%.
@@ -473,11 +473,12 @@ class _Inquiry:
         if not self._glibc:
             return []
         found = []
-        holders = words.holders(self._module_data())
+        holders, sampled = words.holders(self._module_data()), words.sampled
         both = zip(self._modules.paths, words.owned, strict=False)
         for number, (path, owned) in enumerate(both):
             if sum(owned.chunks):
                 most = max(range(len(TIERS)), key=lambda tier: owned.bytes[tier])
+                holder = _holder(holders[number], number, sum(owned.chunks) // sampled)
                 found.append(
                     ModuleShare(
                         path=path,
@@ -486,7 +487,7 @@ class _Inquiry:
                         tiers=dict(zip(TIERS, owned.bytes, strict=True)),
                         example=owned.example[most],
                         sizes=sizes[number],
-                        pointed_from=self._modules.paths[_holder(holders[number], number)],
+                        pointed_from=self._modules.paths[holder],
                     )
                 )
         return sorted(found, key=lambda m: -m.bytes)
@@ -559,10 +560,13 @@ class _Inquiry:
         ], every
 
 
-def _holder(counts: Sequence[int], number: int) -> int:
-    """The other module that most of the pointers to the chunks of one lie with, or 0."""
+def _holder(counts: Sequence[int], number: int, chunks: int) -> int:
+    """The other module that most of the pointers to the *chunks* of one lie with, or 0.
+
+    Few of them say nothing: where programs keep addresses within chunks, they are chance.
+    """
     most = max(range(len(counts)), key=lambda n: -1 if n == number else counts[n])
-    return most if counts[most] > sum(counts) * _STANDS_OUT else 0
+    return most if counts[most] > max(sum(counts), chunks) * _STANDS_OUT else 0
 
 
 def _with_sizes(found: ModuleShare | TypeShare) -> dict[str, Any]:
