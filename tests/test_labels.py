@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import targets
+from fastdump._native import PAGE_SIZE
 from fastdump.labels import Kind, Label, _load_segments, _NotAModule, label_regions
 from fastdump.process import LiveProcess
+from fastdump.region import Region
+from fastdump.snapshot import Snapshot
+from fastdump.sources import open_source
 
 
 def test_every_region_of_the_awkward_target(awkward: targets.Target) -> None:
@@ -77,6 +83,59 @@ def test_a_running_thread_is_known_by_its_robust_list(tmp_path: Path) -> None:
                 if region.start <= thread["stack"] < region.end
             )
             assert label.kind is Kind.THREAD_STACK, thread
+
+
+def labels_of(process: LiveProcess) -> list[tuple[Region, Label]]:
+    regions = process.regions()
+    return list(zip(regions, label_regions(process, regions), strict=True))
+
+
+# A stack and what the kernel joined to it, as it did before Linux 6.7: here the program does.
+JOINED = """
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None)
+memory = mmap.mmap(-1, (4 << 20) + 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.write(b"data" * (1 << 20))
+place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+# What lies behind it is not joined to it, too.
+libc.mprotect(ctypes.c_void_p(place + (4 << 20)), ctypes.c_size_t(4096), 0)
+attributes, thread = ctypes.create_string_buffer(64), ctypes.c_ulong()
+libc.pthread_attr_init(attributes)
+size = int(sys.argv[1])
+libc.pthread_attr_setstack(attributes, ctypes.c_void_p(place), ctypes.c_size_t(size))
+libc.pthread_create(ctypes.byref(thread), attributes, libc.pause, None)
+print("ready", hex(place), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("size", [1 << 20, (4 << 20) - PAGE_SIZE])
+def test_what_is_joined_to_a_stack_is_none(in_tmp: Path, size: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", JOINED, str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        place = int(process.stdout.readline().split()[1], 16)
+        found = {}
+        with LiveProcess(process.pid) as live:
+            while not any(place <= stack.own < place + size for stack in live.thread_stacks()):
+                pass  # until it has begun
+            found["live"] = labels_of(live)
+            with Snapshot(live, "fork!") as snapshot:
+                found["copy"] = labels_of(snapshot.process)
+        subprocess.run(
+            ["gcore", "-o", "core", str(process.pid)],
+            check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
+        )  # fmt: skip
+        with open_source(f"core.{process.pid}") as source:
+            found["core"] = list(zip(source.regions, source.labels, strict=True))
+        process.communicate()
+    for way, labels in found.items():
+        (label,) = (label for region, label in labels if region.start <= place < region.end)
+        if size == 1 << 20:
+            assert label == Label(Kind.ANONYMOUS, note="the stack of a thread lies in it"), way
+        else:
+            assert label == Label(Kind.THREAD_STACK), way
 
 
 def load_segments(content: bytes, path: Path) -> object:

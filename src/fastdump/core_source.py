@@ -30,7 +30,7 @@ from fastdump.frames import Frames
 from fastdump.gaps import union
 from fastdump.labels import label_dumped
 from fastdump.manifest import read_manifest
-from fastdump.region import Region, following
+from fastdump.region import Region, ThreadStack, following
 from fastdump.storage import TRUNCATED, Storage
 
 _VSYSCALL = 0xFFFFFFFFFF600000
@@ -78,7 +78,7 @@ class ElfCore(Dumped):
             name, format, regions, labels, slices, gaps, [file], whole, manifest, notes
         )
         if not manifest:
-            stacks = [thread.stack_pointer for thread in elf.threads]
+            stacks = [ThreadStack(t.stack_pointer, t.thread_pointer) for t in elf.threads]
             self._labels = label_dumped(regions, stacks, elf.executable, self._read_header)
 
     @property

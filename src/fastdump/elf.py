@@ -41,6 +41,7 @@ AT_NULL, AT_ENTRY, AT_RANDOM, AT_SYSINFO_EHDR = 0, 9, 25, 33
 PRPSINFO = struct.Struct("<BcBb4xQIIiiii16s80s")
 _PR_REG = 112  # its offset in struct elf_prstatus
 _STACK_POINTERS = {EM_X86_64: _PR_REG + 19 * 8, EM_AARCH64: _PR_REG + 31 * 8}
+_FS_BASE = _PR_REG + 21 * 8
 _MOST_NOTES = 1 << 18
 _MOST_NOTE_BYTES = 128 << 20
 _MOST_SEGMENTS = 1 << 20
@@ -57,11 +58,12 @@ class Note(NamedTuple):
 
 
 class Thread(NamedTuple):
-    """What NT_PRSTATUS tells; the stack pointer is 0 where it is not known."""
+    """What NT_PRSTATUS tells; the pointers are 0 where they are not known."""
 
     signal: int
     tid: int
     stack_pointer: int
+    thread_pointer: int
 
 
 class MappedFile(NamedTuple):
@@ -275,7 +277,10 @@ class Elf:
                 (signal,) = struct.unpack_from(self._order + "H", raw, 12)
                 (tid,) = struct.unpack_from(self._order + "i", raw, 32 if self.wide else 24)
                 (stack,) = struct.unpack_from(self._order + "Q", raw, stack_at)
-                found.append(Thread(signal, tid, stack if stack_at else 0))
+                own = 0
+                if self.wide and self.machine == EM_X86_64 and len(raw) >= _FS_BASE + 8:
+                    (own,) = struct.unpack_from(self._order + "Q", raw, _FS_BASE)
+                found.append(Thread(signal, tid, stack if stack_at else 0, own))
         return found
 
     @property

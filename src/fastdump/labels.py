@@ -26,7 +26,7 @@ from fastdump.elf_header import (
     Segment,
 )
 from fastdump.process import LiveProcess
-from fastdump.region import Range, Region
+from fastdump.region import Range, Region, ThreadStack
 
 
 class Kind(str, Enum):
@@ -73,6 +73,8 @@ _KERNEL_PAGES = {"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[vectors]",
 _KERNEL_PAGES |= {"[uprobes]", "[timens]"}
 _SHARED_PATHS = ("/memfd:", "/dev/shm/", "/SYSV")
 _NO_DEVICES = ("/dev/zero", "/dev/shm/", "/dev/hugepages")
+# Behind struct pthread: thread-local storage (aarch64), keys of musl; not an arena of Python.
+_MOST_BEHIND = 64 << 10
 _MAX_PROGRAM_HEADERS = 1024  # a linked file has about a dozen
 
 
@@ -81,14 +83,14 @@ def label_regions(process: LiveProcess, regions: Sequence[Region]) -> list[Label
     executable = _file_id(f"/proc/{process.tid}/exe")
     return _label_all(
         regions,
-        process.thread_stack_pointers(),
+        process.thread_stacks(),
         lambda region: _inspect(process, region, regions, executable),
     )
 
 
 def label_dumped(
     regions: Sequence[Region],
-    stack_pointers: Sequence[int],
+    stacks: Sequence[ThreadStack],
     executable: str,
     read: Callable[[int, int], bytes],
 ) -> list[Label]:
@@ -119,22 +121,22 @@ def label_dumped(
             return note
         return _Module(loads, is_executable, False)
 
-    return _label_all(regions, stack_pointers, inspect)
+    return _label_all(regions, stacks, inspect)
 
 
 def _label_all(
     regions: Sequence[Region],
-    stack_pointers: Sequence[int],
+    stacks: Sequence[ThreadStack],
     inspect: Callable[[Region], _Module | _NotAModule],
 ) -> list[Label]:
     modules: dict[tuple[str, int, str], _Module | _NotAModule] = {}
-    stacks = _regions_of(stack_pointers, regions)
+    rest = _behind_stacks(stacks, regions)
     labels: list[Label] = []
     tail: tuple[Range, Label] | None = None  # the .bss of the module seen last
     for index, region in enumerate(regions):
         label = _by_name(region)
         if label is None and not region.has_file:
-            label = _anonymous(region, tail, index in stacks)
+            label = _anonymous(region, tail, rest.get(index))
         elif label is None:
             found = modules.get(region.file_key)
             if found is None:
@@ -175,7 +177,8 @@ def _by_name(region: Region) -> Label | None:
     return None
 
 
-def _anonymous(region: Region, tail: tuple[Range, Label] | None, thread_stack: bool) -> Label:
+def _anonymous(region: Region, tail: tuple[Range, Label] | None, rest: int | None) -> Label:
+    """*rest*: bytes behind the stack of a thread in it, if there is one."""
     if tail and region.start < tail[0].end and region.start >= tail[0].start:
         if region.end <= tail[0].end:
             return tail[1]
@@ -185,17 +188,24 @@ def _anonymous(region: Region, tail: tuple[Range, Label] | None, thread_stack: b
         return Label(Kind.ANONYMOUS, note=note)
     if not region.private:
         return Label(Kind.SHARED)
-    return Label(Kind.THREAD_STACK if thread_stack else Kind.ANONYMOUS)
+    if rest is None:
+        return Label(Kind.ANONYMOUS)
+    if rest <= _MOST_BEHIND:
+        return Label(Kind.THREAD_STACK)
+    # Joined by the kernel, as before Linux 6.7 a stack and what was mapped before it; or the
+    # program has stacks in memory of its own.
+    return Label(Kind.ANONYMOUS, note="the stack of a thread lies in it")
 
 
-def _regions_of(addresses: Sequence[int], regions: Sequence[Region]) -> set[int]:
-    """The indexes of the regions that hold the addresses."""
+def _behind_stacks(stacks: Sequence[ThreadStack], regions: Sequence[Region]) -> dict[int, int]:
+    """The bytes behind the last stack in each region that has one, by its index; 0 if not known."""
     starts = [region.start for region in regions]
-    found = set()
-    for address in addresses:
-        index = bisect.bisect_right(starts, address) - 1
-        if index >= 0 and address < regions[index].end and regions[index].writable:
-            found.add(index)
+    found: dict[int, int] = {}
+    for pointer, own in stacks:
+        index = bisect.bisect_right(starts, pointer) - 1
+        if index >= 0 and pointer < regions[index].end and regions[index].writable:
+            rest = regions[index].end - own if pointer <= own < regions[index].end else 0
+            found[index] = min((r for r in (rest, found.get(index)) if r), default=0)
     return found
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from fastdump import _native
 from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
-from fastdump.region import Range, Region, parse_maps
+from fastdump.region import Range, Region, ThreadStack, parse_maps
 
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
 _UFFD_FEATURE_EVENT_FORK = 2  # linux/userfaultfd.h
@@ -321,11 +321,11 @@ class LiveProcess:
                     return kind == "overlay" or _device(*map(int, device.split(":"))) == region.dev
         return False
 
-    def thread_stack_pointers(self) -> list[int]:
-        """An address in the stack of each thread but the first, where the kernel tells.
+    def thread_stacks(self) -> list[ThreadStack]:
+        """Those of each thread but the first, where the kernel tells.
 
-        Of a thread that waits in the kernel, ``syscall`` has the stack pointer. Of one that
-        runs, the robust futex list lies in glibc's ``struct pthread``, on top of its stack.
+        Of a thread that waits in the kernel, ``syscall`` has the stack pointer. The robust futex
+        list lies in glibc's ``struct pthread``.
         """
         found = []
         try:
@@ -335,10 +335,12 @@ class LiveProcess:
         for tid in threads:
             if tid == self.pid:
                 continue
+            own = _native.robust_list(tid)
+            pointer = 0
             with contextlib.suppress(OSError, ValueError, IndexError):
-                found.append(int(_read(f"/proc/{self.pid}/task/{tid}/syscall").split()[-2], 16))
-            found.append(_native.robust_list(tid))
-        return [address for address in found if address]
+                pointer = int(_read(f"/proc/{self.pid}/task/{tid}/syscall").split()[-2], 16)
+            found.append(ThreadStack(pointer or own, own))
+        return [stack for stack in found if stack.pointer]
 
     def userfault_ranges(self) -> set[int]:
         """The start addresses of regions where a missing page would block a reader for ever.

@@ -17,6 +17,16 @@ class Range(NamedTuple):
     end: int
 
 
+class ThreadStack(NamedTuple):
+    """Addresses of a thread: one in its stack, and where it keeps what is its own.
+
+    ``own`` is in the C library's ``struct pthread``, on top of the stack; 0 if it is not known.
+    """
+
+    pointer: int
+    own: int
+
+
 def following(items: Sequence[Item], starts: Sequence[int], address: int) -> Iterator[Item]:
     """The items from the one that *address* lies in, or behind, on.
 

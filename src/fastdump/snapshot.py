@@ -27,7 +27,7 @@ from fastdump.errors import NotPermitted, SourceGone, UsageError
 from fastdump.fork_cost import fork_cost
 from fastdump.headroom import is_frozen
 from fastdump.process import Growth, LiveProcess
-from fastdump.region import Region
+from fastdump.region import Region, ThreadStack
 from fastdump.text import size
 
 NONE, FREEZE, FORK = "none", "freeze", "fork"
@@ -44,6 +44,8 @@ _REGSETS = {
 }
 # The general registers of a thread, and where in them the stack pointer is.
 _GENERAL = {"x86_64": (27 * 8, 19 * 8), "aarch64": (34 * 8, 31 * 8)}
+# The set of registers that the thread pointer is in, and where: fs_base, tpidr_el0.
+_THREAD_POINTER = {"x86_64": (NT_PRSTATUS, 21 * 8), "aarch64": (0x401, 0)}
 # A system call, best with a return behind it: with that the copy, should it ever run, ends.
 _SYSTEM_CALLS = {
     "x86_64": (b"\x0f\x05\xc3", b"\x0f\x05"),
@@ -70,6 +72,13 @@ class Registers(NamedTuple):
         """0 if it has no registers."""
         general = self.regsets.get(NT_PRSTATUS)
         return int(struct.unpack_from("<Q", general, _GENERAL[_MACHINE][1])[0]) if general else 0
+
+    @property
+    def thread_pointer(self) -> int:
+        """Of thread-local storage, as the ELF specification of it calls it; 0 if not known."""
+        kind, at = _THREAD_POINTER[_MACHINE]
+        found = self.regsets.get(kind)
+        return int(struct.unpack_from("<Q", found, at)[0]) if found else 0
 
 
 _MACHINE = platform.machine()
@@ -394,8 +403,12 @@ class _Copy(LiveProcess):
             return self._target.open_mapped(region)
         return super().open_mapped(region)
 
-    def thread_stack_pointers(self) -> list[int]:
-        return [t.stack_pointer for t in self._threads if t.tid != self.pid and t.stack_pointer]
+    def thread_stacks(self) -> list[ThreadStack]:
+        return [
+            ThreadStack(t.stack_pointer, t.thread_pointer)
+            for t in self._threads
+            if t.tid != self.pid and t.stack_pointer
+        ]
 
     def userfault_ranges(self) -> set[int]:
         return super().userfault_ranges() | self.origins
