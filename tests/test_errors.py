@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import importlib
+import importlib.metadata
 import json
 import mmap
 import os
@@ -690,6 +690,24 @@ def test_json_of_a_stream_goes_to_standard_error(in_tmp: Path, target: targets.T
     assert done.returncode == 0
     report = json.loads(done.stderr)
     assert report["size"] == len(done.stdout)
+
+
+# An interrupt
+
+
+def test_an_interrupt_while_modules_are_imported(in_tmp: Path) -> None:
+    (in_tmp / "click.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    outcome = run(
+        "--version",
+        env={**os.environ, "PYTHONPATH": str(in_tmp)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert outcome == (130, "", "fastdump: interrupted\n")
+
+
+def test_the_command_is_what_is_run_as_a_module() -> None:
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="fastdump")
+    assert command.value == "fastdump.__main__:main", "run .ci/setup test again"
 
 
 # Standard output

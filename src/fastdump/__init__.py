@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # typing is slow; before __main__ an interrupt cannot be told in one line
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 _MODULES = {
