@@ -692,6 +692,53 @@ def test_json_of_a_stream_goes_to_standard_error(in_tmp: Path, target: targets.T
     assert report["size"] == len(done.stdout)
 
 
+# A locale that is not UTF-8
+
+
+@pytest.fixture
+def abroad(in_tmp: Path) -> Iterator[tuple[int, bytes]]:
+    """A process that maps a file whose name ASCII does not have: its pid, and that name."""
+    name = "日本 ü\udcff.dat"
+    (in_tmp / name).write_bytes(b"abroad " * 1000)
+    program = "import mmap; f = open(input(), 'r+b'); m = mmap.mmap(f.fileno(), 0); input(len(m))"
+    with subprocess.Popen(
+        [sys.executable, "-X", "utf8", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(os.fsencode(name) + b"\n")
+        process.stdin.flush()
+        assert process.stdout.read(4) == b"7000"
+        yield process.pid, os.fsencode(name)
+        process.stdin.close()
+
+
+_ASCII = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def test_a_path_that_the_locale_cannot_write(abroad: tuple[int, bytes]) -> None:
+    pid, _ = abroad
+    for args in (["maps", pid], ["info", pid, "--regions"]):
+        outcome = run(*args, env=_ASCII)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "/\\u65e5\\u672c \\xfc\\xff.dat\n" in outcome.out
+
+
+@pytest.mark.parametrize("format", ["core", "raw"])
+def test_a_path_is_the_same_bytes_in_every_locale(abroad: tuple[int, bytes], format: str) -> None:
+    pid, name = abroad
+    assert run("dump", pid, "-f", format, "-o", "out", env=_ASCII)[::2] == (0, "")
+    if format == "raw":
+        assert run("extract", "out", "-f", "core", "-o", "core", env=_ASCII)[::2] == (0, "")
+    core = "out" if format == "core" else "core"
+    # In NT_FILE: the process itself knows it by this relative name only.
+    assert os.fsencode(Path.cwd()) + b"/" + name + b"\0" in Path(core).read_bytes()
+    outcome = run("info", core, "--regions", env=_ASCII)
+    assert "/\\u65e5\\u672c \\xfc\\xff.dat\n" in outcome.out
+
+
 # An interrupt
 
 

@@ -7,7 +7,6 @@ include/uapi/linux/elfcore.h (prstatus, prpsinfo), auxvec.h.
 from __future__ import annotations
 
 import functools
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from fastdump.elf_header import (
 )
 from fastdump.errors import CorruptDump
 from fastdump.storage import Storage
+from fastdump.text import decoded
 
 PF_X, PF_W, PF_R = 1, 2, 4
 PN_XNUM = 0xFFFF
@@ -247,7 +247,7 @@ class Elf:
             entries = entry.iter_unpack(raw[2 * word : names_at])
             for (start, end, offset), name in zip(entries, names, strict=False):
                 if start < end and offset * page + end - start <= 1 << 64:
-                    found.append(MappedFile(start, end, offset * page, os.fsdecode(name)))
+                    found.append(MappedFile(start, end, offset * page, decoded(name)))
         return sorted(found)
 
     @property
@@ -262,7 +262,7 @@ class Elf:
         for raw in self.notes_of(NT_PRPSINFO):
             if self.wide and self._order == "<" and len(raw) == PRPSINFO.size:
                 fields = PRPSINFO.unpack(raw)
-                comm, args = (os.fsdecode(text.partition(b"\0")[0]) for text in fields[11:])
+                comm, args = (decoded(text.partition(b"\0")[0]) for text in fields[11:])
                 names = ("uid", "gid", "pid", "ppid")
                 return {**dict(zip(names, fields[5:9], strict=True)), "comm": comm, "args": args}
         return {}

@@ -46,6 +46,7 @@ from fastdump.region import Region
 from fastdump.snapshot import Registers
 from fastdump.stream import Block, Blocks, hole_size, one_at_a_time, set_direct
 from fastdump.survey import Survey, pieces_of, shares
+from fastdump.text import encoded
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -236,8 +237,8 @@ def prpsinfo_note(process: dict[str, Any]) -> bytes:
         number("ppid"),
         number("pgrp"),
         number("sid"),
-        os.fsencode(str(process.get("comm", "")))[:15],
-        os.fsencode(" ".join(process.get("cmdline", ())))[:79],
+        encoded(str(process.get("comm", "")))[:15],
+        encoded(" ".join(process.get("cmdline", ())))[:79],
     )
     return note("CORE", NT_PRPSINFO, desc)
 
@@ -249,7 +250,7 @@ def mapped_files_note(regions: Sequence[Region], exe: str) -> bytes:
     words = [len(mapped), PAGE_SIZE]
     for r in mapped:
         words += (r.start, r.end, r.offset // PAGE_SIZE)
-    names = b"".join(os.fsencode(r.path) + b"\0" for r in mapped)
+    names = b"".join(encoded(r.path) + b"\0" for r in mapped)
     return struct.pack(f"<{len(words)}Q", *words) + names
 
 

@@ -22,6 +22,7 @@ from fastdump.labels import Kind, Label
 from fastdump.region import Range, Region
 from fastdump.selection import Choice, Part
 from fastdump.snapshot import NONE, Snapshot
+from fastdump.text import encoded
 
 if TYPE_CHECKING:
     from fastdump.survey import Survey
@@ -195,7 +196,7 @@ def _range(start: str, end: str) -> Range:
 
 def _text(value: Any) -> str:
     """Text that can be the bytes of a path again."""
-    if not isinstance(value, str) or b"\0" in os.fsencode(value):
+    if not isinstance(value, str) or b"\0" in encoded(value):
         raise ValueError(f"no text: {value!r:.100}")
     return value
 

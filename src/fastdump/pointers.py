@@ -17,7 +17,7 @@ from fastdump.live_source import LiveSource
 from fastdump.region import Region
 from fastdump.source import Source
 from fastdump.symbols import Symbols
-from fastdump.text import printable
+from fastdump.text import encoded, printable
 
 if TYPE_CHECKING:
     from fastdump.debuginfod import Debuginfod
@@ -197,7 +197,8 @@ def _plus(offset: int) -> str:
 
 def _open_by_path(path: str) -> int:
     """A descriptor of a regular file: a path from a dump may be anything."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
+    fd = os.open(encoded(path), flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError("not a regular file")

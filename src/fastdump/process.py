@@ -20,6 +20,7 @@ from typing import NamedTuple
 from fastdump import _native
 from fastdump.errors import FaultError, NotPermitted, SourceGone, UsageError
 from fastdump.region import Range, Region, ThreadStack, parse_maps
+from fastdump.text import decoded, encoded
 
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x00200000  # include/linux/sched.h
 _UFFD_FEATURE_EVENT_FORK = 2  # linux/userfaultfd.h
@@ -201,7 +202,7 @@ class LiveProcess:
     def exe(self) -> str:
         """The executable's path as the kernel gives it, empty where it may not be asked."""
         try:
-            return os.readlink(f"{self._proc}/exe")
+            return decoded(os.readlink(os.fsencode(f"{self._proc}/exe")))
         except OSError:
             return ""
 
@@ -275,7 +276,7 @@ class LiveProcess:
         """Its path by ``map_files``: maps writes a newline as ``\\012``, and a backslash plain."""
         link = f"{self._proc}/map_files/{region.start:x}-{region.end:x}"
         with contextlib.suppress(OSError):
-            return region._replace(path=os.readlink(link))
+            return region._replace(path=decoded(os.readlink(os.fsencode(link))))
         return region
 
     def open_mapped(self, region: Region) -> int:
@@ -293,7 +294,7 @@ class LiveProcess:
         try:
             fd = os.open(link, flags)
         except OSError:
-            fd = os.open(f"{self._proc}/root{region.path}", flags | os.O_NOFOLLOW)
+            fd = os.open(encoded(f"{self._proc}/root{region.path}"), flags | os.O_NOFOLLOW)
             if not self._is_mapped(fd, region):
                 os.close(fd)
                 raise OSError(errno.ESTALE, "another file has this name now") from None
@@ -417,7 +418,7 @@ def _read(path: str) -> str:
     # Names and paths are bytes to the kernel; surrogates keep those that are no UTF-8. Not a text
     # file: to make one takes longer than to read stat, and every walk ends with that.
     with open(path, "rb", buffering=0) as file:
-        return file.read().decode("utf-8", "surrogateescape")
+        return decoded(file.read())
 
 
 def _stat_fields(proc: str) -> list[str]:

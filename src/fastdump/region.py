@@ -41,8 +41,8 @@ class Region(NamedTuple):
     """One line of ``/proc/PID/maps``; the fields are named as in proc_pid_maps(5).
 
     ``path`` is the text behind the inode: a file, a name in brackets, or empty. Bytes that
-    are no UTF-8 are kept as surrogates (:func:`os.fsencode` gives them back), and the
-    kernel's ``\\012`` is a newline again. It is untrusted text.
+    are no UTF-8 are kept as surrogates (``encode("utf-8", "surrogateescape")`` gives
+    them back), and the kernel's ``\\012`` is a newline again. It is untrusted text.
     """
 
     start: int

@@ -25,6 +25,16 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def encoded(text: str) -> bytes:
+    """The bytes of a name or path of the target: they are no text of our locale."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decoded(data: bytes) -> str:
+    """The same the other way round; bytes that are no UTF-8 become surrogates, PEP 383."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 def size(length: int) -> str:
     """*length* bytes in binary units, in at most 9 characters."""
     value = float(length)

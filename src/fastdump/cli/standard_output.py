@@ -32,9 +32,10 @@ def name_its_errors() -> None:
     old = sys.stdout
     if old is not sys.__stdout__:
         return
-    given: dict[str, Any] = {}
+    # A path may hold what the locale cannot write: it is shown as an escape then.
+    given: dict[str, Any] = {"errors": "backslashreplace"}
     if isinstance(old, io.TextIOWrapper):
-        given = {"encoding": old.encoding, "errors": old.errors}
+        given["encoding"] = old.encoding
         given["line_buffering"] = old.line_buffering or old.write_through
     raw = _Named(1, "w", closefd=False)
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), **given)
