@@ -295,6 +295,22 @@ def test_of_another_user(in_tmp: Path, command: str) -> None:
 
 
 @root_only
+@pytest.mark.parametrize("command", ["info", "strings", "search", "diff"])
+def test_a_dump_of_another_user(in_tmp: Path, command: str) -> None:
+    dump = (
+        Path(tempfile.gettempdir()) / f"fastdump-test-{os.getpid()}"
+    )  # not in_tmp: nobody may enter that
+    more = {"search": ["text"], "diff": [dump]}.get(command, [])
+    try:
+        dump.touch(0o600)
+        dump.write_bytes(b"{}")
+        outcome = run_as(become_nobody, command, dump, *more)
+    finally:
+        dump.unlink()
+    check_refused(outcome, 5, f"cannot read {dump}: Permission denied")
+
+
+@root_only
 def test_a_process_of_its_own_user_is_read(in_tmp: Path) -> None:
     with forked(become_nobody) as pid:
         outcome = run_as(become_nobody, "dump", pid, "-f", "null")

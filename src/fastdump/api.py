@@ -22,6 +22,7 @@ def open(path: str | os.PathLike[str]) -> Opened:
 
     Raises:
         UsageError: There is no such file, or it is neither.
+        NotPermitted: It may not be read.
         CorruptDump: It cannot be understood.
     """
     name = os.fspath(path)

@@ -71,6 +71,14 @@ class IncompleteWarning(UserWarning):
     """Memory that was asked for could not be read; says how much and why."""
 
 
+def not_opened(path: str, error: OSError, hint: str = "") -> FastdumpError:
+    """The one wording for an input that cannot be opened; *hint*: unless it is not permitted."""
+    message = f"cannot read {path}: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        return NotPermitted(message, "be root, or the user that it belongs to")
+    return UsageError(message, hint)
+
+
 def input_failed(path: str, error: OSError) -> CorruptDump:
     """The one wording for an input that could be opened, but not be read."""
     return CorruptDump(f"cannot read {path}: {error.strerror or error}")

@@ -31,7 +31,7 @@ from fastdump._native import (
     Tally,
 )
 from fastdump._strings import HEAD, Found, Giant, Scanner
-from fastdump.errors import SourceGone, UsageError, input_failed
+from fastdump.errors import SourceGone, UsageError, input_failed, not_opened
 from fastdump.labels import Kind, Label
 from fastdump.region import Region, following
 from fastdump.storage import LocalFile, Storage, part_of
@@ -345,14 +345,12 @@ def open_file(path: str, flags: int = 0) -> int:
     """A descriptor of a file to read, opened with *flags* of open(2).
 
     Raises:
-        UsageError: It cannot be read, or is a folder.
+        UsageError, NotPermitted: It cannot be read, or is a folder.
     """
     try:
         fd = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC | flags)
     except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {os.strerror(error.errno or 0)}", "name a pid or a file"
-        ) from None
+        raise not_opened(path, error, "name a pid or a file") from None
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise UsageError(f"{path} is a folder", "name its files")

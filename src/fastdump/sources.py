@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from fastdump.errors import UsageError
+from fastdump.errors import UsageError, not_opened
 from fastdump.source import Source
 from fastdump.storage import LocalFile, Storage
 from fastdump.url import is_url, local_path, shown
@@ -65,10 +65,7 @@ def open_dump(name: str) -> Source | None:
     try:
         fd = os.open(local_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise UsageError(
-            f"cannot read {name}: {os.strerror(error.errno or 0)}",
-            "name a pid, a file, or the folder of a raw dump",
-        ) from None
+        raise not_opened(name, error, "name a pid, a file, or the folder of a raw dump") from None
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return _dump_in(LocalFile(fd), name)
@@ -79,7 +76,7 @@ def open_dump(name: str) -> Source | None:
         try:
             return RawDump(LocalFolder(local_path(name)), name)
         except OSError as error:
-            raise UsageError(f"cannot read {error.filename or name}: {error.strerror}") from None
+            raise not_opened(error.filename or name, error) from None
     return None
 
 

@@ -18,7 +18,7 @@ from fastdump.cli.options import (
     json_option,
     top_option,
 )
-from fastdump.errors import CorruptDump, input_failed
+from fastdump.errors import CorruptDump, input_failed, not_opened
 from fastdump.gaps import Missed
 from fastdump.growth import LONG, growth
 from fastdump.sources import is_pid, open_source
@@ -68,6 +68,8 @@ def _page(name: str, debuginfod: bool) -> Mapping[str, Any]:
         try:
             with open(name, "rb") as file:
                 text = file.read() if file.peek(1)[:1] == b"{" else b""
+        except PermissionError as error:
+            raise not_opened(name, error) from None
         except OSError as error:
             raise input_failed(name, error) from None
         if text:
