@@ -786,6 +786,26 @@ def test_addresses_of_several_encodings_ascend(
     assert found == sorted(found)
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--contains", "-12"), b"an abc-12\n"),
+        (("--match", "-12"), b"an abc-12\n"),
+        (("-s", "-8"), b"an abc-12-8abc-n12 and more-8"),
+        (("-8", "-ws", "-8"), b"an abc-12-8abc-n12 and more-8"),
+        (("-ws", "--", "-12"), b"abc-n12 and more--"),
+        (("-tx", "-12"), b"      a abc-n12 and more\n"),
+        (("--match=1", "-12"), b"abc-n12 and more\n"),
+    ],
+)
+def test_a_value_that_looks_like_a_length(
+    tmp_path: Path, args: tuple[str, ...], expected: bytes
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"an abc-12\0abc-n12 and more\0")
+    assert lines_of(*args, path) == expected
+
+
 # --- UTF-8 ------------------------------------------------------------------------------
 
 _UTF8 = (

@@ -63,9 +63,28 @@ class _StringsCommand(OrderedCommand):
     """Takes ``-8`` for ``-n 8``, as strings(1) does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        short = [f"-n{a[1:]}" if _COUNT.fullmatch(a) else a for a in args[:end]]
-        return super().parse_args(ctx, short + args[end:])
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag]
+        valued = {name for option in options for name in option.opts}
+        short, is_value = [], False
+        for index, arg in enumerate(args):
+            if is_value:  # of the option before, also where it looks like a length: --contains -1
+                short.append(arg)
+                is_value = False
+            elif arg == "--":
+                short += args[index:]
+                break
+            else:
+                short.append(f"-n{arg[1:]}" if _COUNT.fullmatch(arg) else arg)
+                is_value = _wants_value(arg, valued)
+        return super().parse_args(ctx, short)
+
+
+def _wants_value(arg: str, valued: set[str]) -> bool:
+    """Whether the next argument is its value: of ``--match``, ``-s``, ``-fs``, not of ``-tx``."""
+    if arg[:1] != "-" or arg[1:2] == "-":
+        return arg in valued
+    first = next((at for at, letter in enumerate(arg) if f"-{letter}" in valued), 0)
+    return 0 < first == len(arg) - 1
 
 
 def _length(ctx: click.Context, param: click.Parameter, value: str) -> int:
