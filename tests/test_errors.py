@@ -12,6 +12,7 @@ import mmap
 import os
 import pty
 import re
+import resource
 import signal
 import stat
 import struct
@@ -706,6 +707,28 @@ def test_json_of_a_stream_goes_to_standard_error(in_tmp: Path, target: targets.T
     assert done.returncode == 0
     report = json.loads(done.stderr)
     assert report["size"] == len(done.stdout)
+
+
+# Too many open files
+
+
+@pytest.mark.parametrize("args", [["dump", "-f", "null"], ["maps"], ["why"]])
+def test_too_many_open_files_is_not_said_of_the_target(
+    in_tmp: Path, target: targets.Target, args: list[str]
+) -> None:
+    command, *options = args
+    codes = set()
+    for most in (6, 8, 12, 16):
+        outcome = run(
+            command,
+            target.pid,
+            *options,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)),  # noqa: B023
+        )
+        codes.add(outcome.code)
+        if outcome.code:
+            check_refused(outcome, 2, "cannot open /proc/", "Too many open files")
+    assert 2 in codes
 
 
 # A locale that is not UTF-8

@@ -76,7 +76,8 @@ class LiveProcess:
         try:
             fields = _stat_fields(f"/proc/{pid}")
             leader = _status(f"/proc/{pid}")["Tgid"]
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             if _is_hidden(pid):
                 raise NotPermitted(
                     f"not permitted to see process {pid}: /proc is mounted with hidepid",
@@ -118,7 +119,8 @@ class LiveProcess:
         """The files of ``/proc/PID`` vanish with the process."""
         try:
             yield
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             raise self.gone() from None
 
     def gone(self) -> SourceGone:
@@ -127,7 +129,8 @@ class LiveProcess:
             fields = _stat_fields(f"/proc/{self.pid}")
             same = int(fields[19]) == self.start_time and fields[0] not in "ZX"
             same = same and not int(fields[6]) & _PF_EXITING  # its memory goes before its state
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             same = False
         if same:
             return SourceGone(
@@ -144,7 +147,8 @@ class LiveProcess:
         """
         try:
             same = int(_stat_fields(self._proc)[25]) == self._start_stack
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             same = False
         if not same or not self.memory.alive:
             raise self.gone()
@@ -266,7 +270,8 @@ class LiveProcess:
         """The lines of ``/proc/PID/maps`` as they are now, in address order."""
         try:
             regions = parse_maps(_read(f"{self._proc}/maps"))
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             regions = []
         if not regions:  # the maps of a dead process are empty
             raise self.gone()
@@ -293,7 +298,8 @@ class LiveProcess:
         link = f"{self._proc}/map_files/{region.start:x}-{region.end:x}"
         try:
             fd = os.open(link, flags)
-        except OSError:
+        except OSError as error:
+            _check_ours(error)
             fd = os.open(encoded(f"{self._proc}/root{region.path}"), flags | os.O_NOFOLLOW)
             if not self._is_mapped(fd, region):
                 os.close(fd)
@@ -412,6 +418,13 @@ def _is_hidden(pid: int) -> bool:
     except (OSError, OverflowError):
         pass
     return False
+
+
+def _check_ours(error: OSError) -> None:
+    """Raise what is said of us, who have too many files open, and not of the target."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "raise their limit (ulimit -n): each mapped file that is read takes one"
+        raise UsageError(f"cannot open {error.filename}: {error.strerror}", hint) from None
 
 
 def _read(path: str) -> str:
