@@ -709,6 +709,33 @@ def test_json_of_a_stream_goes_to_standard_error(in_tmp: Path, target: targets.T
     assert report["size"] == len(done.stdout)
 
 
+# Rules
+
+
+def test_a_rule_that_matches_nothing_is_told(in_tmp: Path, target: targets.Target) -> None:
+    rules = [
+        "--exclude",
+        "libnosuch*",
+        "--include",
+        "7-8",
+        "--exclude",
+        "device",
+        "--include",
+        "r-xs",
+    ]
+    for command in (["maps"], ["dump", "-q", "-f", "null"], ["why"]):
+        outcome = run(command[0], target.pid, *command[1:], *rules)
+        assert outcome.code == 0
+        assert outcome.err.splitlines() == [
+            "fastdump: --exclude libnosuch* matches nothing",
+            "fastdump: --include 7-8 matches nothing",
+        ]
+
+
+def test_how_often_of_one_look(in_tmp: Path, target: targets.Target) -> None:
+    check_refused(run("why", target.pid, "--count", "3"), 2, "--count is how often --every looks")
+
+
 # Too many open files
 
 

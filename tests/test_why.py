@@ -764,6 +764,24 @@ def test_native_leaks_of_python_are_their_librarys() -> None:
     assert shares["libz"].pointed_from == truth["holder"]
 
 
+OWNERLESS = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+for _ in range(20_000):
+    ctypes.memset(libc.malloc(1000), 1, 1000)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_no_module_is_found_for_is_a_suspect() -> None:
+    with child(sys.executable, "-c", OWNERLESS, ready=b"ready") as process:
+        found = told(process.pid, strings=False)
+    (suspect,) = (each for each in found.suspects if "no module" in each.text)
+    assert suspect.command == f"fastdump leaks {process.pid}"
+
+
 PAGES = """
 import sqlite3, sys
 database = sqlite3.connect(":memory:")

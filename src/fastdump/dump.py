@@ -23,6 +23,7 @@ from fastdump.rawdump import Raw, RawLz4
 from fastdump.selection import Preset
 from fastdump.snapshot import Snapshot
 from fastdump.survey import Survey, pieces_of, shares
+from fastdump.text import size
 from fastdump.url import shown
 
 # What each format selects when nothing else is asked for, and the name it gets.
@@ -319,5 +320,5 @@ def _kept(
     error = survey.process.gone()
     where = writer.keep(make_manifest(survey, snapshot, identity, tally, gaps, complete=False))
     return SourceGone(
-        f"{error}; {lost} bytes of what was selected were not read", f"{where} holds the rest"
+        f"{error}; {size(lost)} of what was selected were not read", f"{where} holds the rest"
     )

@@ -71,6 +71,10 @@ class IncompleteWarning(UserWarning):
     """Memory that was asked for could not be read; says how much and why."""
 
 
+class RuleWarning(UserWarning):
+    """A rule of a selection names what there is not."""
+
+
 def not_opened(path: str, error: OSError, hint: str = "") -> FastdumpError:
     """The one wording for an input that cannot be opened; *hint*: unless it is not permitted."""
     message = f"cannot read {path}: {error.strerror or error}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import re
+import warnings
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from fastdump._native import (
@@ -19,7 +21,7 @@ from fastdump._native import (
     SWAPPED,
     Slice,
 )
-from fastdump.errors import UsageError
+from fastdump.errors import RuleWarning, UsageError
 from fastdump.labels import Kind, Label
 from fastdump.region import Range, Region
 
@@ -123,7 +125,15 @@ def select(
     rules: Sequence[Rule] = (),
     with_libraries: bool = False,
 ) -> list[Choice]:
-    """What is dumped of each region, in the same order."""
+    """What is dumped of each region, in the same order.
+
+    Warns with a RuleWarning of each rule for a path or addresses that no region matches: what was
+    to be left out may be misspelt. Many processes have no region of a label, or of permissions.
+    """
+    for rule in rules:
+        named = rule.pattern in _KINDS or _PERMS.fullmatch(rule.pattern)
+        if not named and not any(map(partial(matches, rule.pattern), regions, labels)):
+            warnings.warn(f"{rule} matches nothing", RuleWarning, stacklevel=1)
     cuts = sorted({edge for rule in rules for edge in parse_addresses(rule.pattern) or ()})
     seen: set[str] = set()
     choices = []

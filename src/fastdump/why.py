@@ -621,6 +621,13 @@ def _suspects(found: Why, *, left_out: bool) -> list[Suspect]:
                 suggested("strings", name, "--top 20"),
             )
     buckets = {bucket.name: bucket.bytes for bucket in found.ledger}
+    unowned = found.live_bytes - sum(module.bytes for module in found.modules)
+    if unowned > total / 5:
+        suspect(
+            unowned,
+            f"{size(unowned)} are live chunks that no module is found for",
+            suggested("leaks", name),
+        )
     if buckets[FREE] > total / 5:
         suspect(
             buckets[FREE],

@@ -8,8 +8,9 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -19,10 +20,12 @@ from fastdump.errors import (
     EXIT_INTERRUPTED,
     FastdumpError,
     OutputFailed,
+    RuleWarning,
     UsageError,
     output_failed,
     unforeseen,
 )
+from fastdump.text import printable
 
 # The largest block that comes and goes often: a frame of 4 MiB, and what it was unpacked from.
 _KEPT = 8 << 20
@@ -103,6 +106,24 @@ def _open_standard_streams() -> None:
         sys.stderr = os.fdopen(2, "w")
 
 
+_show_as_python_does = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """``warnings.showwarning``: what a user is warned of is one line."""
+    if issubclass(category, RuleWarning):
+        click.echo(f"fastdump: {printable(str(message))}", err=True)
+    else:
+        _show_as_python_does(message, category, filename, lineno, file, line)
+
+
 def main(args: list[str] | None = None) -> Any:
     """The entry point: runs a command, and turns every end into its exit code."""
     try:
@@ -112,6 +133,7 @@ def main(args: list[str] | None = None) -> Any:
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGHUP, _interrupt)
         _open_standard_streams()
+        warnings.showwarning = _show_warning
         if COMPLETE in os.environ:
             from click.shell_completion import shell_complete
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fastdump.addresses import short_name
 from fastdump.cli.completion import complete_source
@@ -104,6 +105,8 @@ def command(
     suspects  what stands out, and the command that shows more
     """
     rules = rules_of(ctx, include, exclude)
+    if every is None and ctx.get_parameter_source("samples") is not ParameterSource.DEFAULT:
+        raise UsageError("--count is how often --every looks", "name both")
     if every is not None and (save or folded or pprof):
         raise UsageError("--every prints no page", "--save, --folded and --pprof are for one look")
     files = [name for name in (save, pprof) if name]
