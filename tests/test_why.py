@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import platform
 import random
 import shutil
 import struct
@@ -42,6 +43,8 @@ from fastdump._words import (
 )
 from fastdump.cli import cli
 from fastdump.dumped import Dumped
+from fastdump.errors import UsageError
+from fastdump.leaks import leaks
 from fastdump.malloc_glibc import walk_glibc
 from fastdump.region import Range
 from fastdump.sources import attach, open_source
@@ -762,6 +765,36 @@ def test_native_leaks_of_python_are_their_librarys() -> None:
     (sentence,) = (each.text for each in found.suspects if each.text.startswith("libz."))
     assert " of about 64.0 KiB, pointed to from " in sentence
     assert shares["libz"].pointed_from == truth["holder"]
+
+
+NARROW = """
+static const char text[] = "ready\\n";
+static long call(long number, long a, const void *b, long c) {
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(number), "b"(a), "c"(b), "d"(c) : "memory");
+    return result;
+}
+void _start(void) {
+    call(4, 1, text, sizeof text - 1); /* write */
+    for (;;)
+        call(29, 0, 0, 0); /* pause */
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="gcc -m32 is of x86")
+def test_a_program_of_32_bits_is_told(in_tmp: Path) -> None:
+    Path("narrow.c").write_text(NARROW)
+    options = ["-m32", "-static", "-nostdlib", "-fno-pic", "-no-pie", "-fno-stack-protector"]
+    subprocess.run(["gcc", *options, "narrow.c", "-o", "narrow"], check=True)
+    with child("./narrow", ready=b"ready") as process:
+        found = told(process.pid, strings=False)
+        with (
+            attach(process.pid) as source,
+            pytest.raises(UsageError, match="but uses pointers of 32 bits"),
+        ):
+            leaks(source)
+    assert [problem for problem in found.problems if "32-bit" in problem]
 
 
 OWNERLESS = """

@@ -55,6 +55,12 @@ def allocators(source: Source, pointers: Pointers) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def is_narrow(source: Source) -> bool:
+    """Whether it is a program of 32 bits: any other one has its stack above 4 GiB."""
+    both = zip(source.regions, source.labels, strict=True)
+    return any(label.kind is Kind.STACK and region.end <= 1 << 32 for region, label in both)
+
+
 def interpreters(source: Source) -> list[str]:
     """The names of those that are mapped, CPython excepted."""
     found = (_INTERPRETER.search(module) for module in {x.module for x in source.labels})

@@ -22,7 +22,7 @@ from fastdump._heap import Segment
 from fastdump._native import PAGE_SIZE, Gap
 from fastdump._reach import LEAKED, PENDING, Leaked, LeakGroup, Reach
 from fastdump._words import ModuleRange
-from fastdump.allocators import allocators
+from fastdump.allocators import allocators, is_narrow
 from fastdump.core_source import ElfCore
 from fastdump.errors import UsageError
 from fastdump.gaps import Gaps, merged
@@ -149,6 +149,8 @@ def leaks(source: Source, *, debuginfod: bool = False) -> Leaks:
     heap = walk_glibc(source)
     if heap is None:
         found = allocators(source, Pointers(source))
+        if is_narrow(source):
+            found.append("pointers of 32 bits")
         raise UsageError(
             f"{source.name} has no heap of glibc's malloc"
             + (f", but uses {' and '.join(found)}" if found else ""),

@@ -27,7 +27,7 @@ from fastdump._words import (
     Words,
 )
 from fastdump.addresses import short_name
-from fastdump.allocators import GO, allocators, interpreters
+from fastdump.allocators import GO, allocators, interpreters, is_narrow
 from fastdump.cpython import Interpreter, find_cpython
 from fastdump.gaps import Gaps, merged
 from fastdump.ledger import FREE, LIVE, STACKS, UNKNOWN, Bucket, Ledger
@@ -314,6 +314,10 @@ class _Inquiry:
         self._problems += [
             f"{name} is in use: its objects are not counted" for name in interpreters(self._source)
         ]
+        if is_narrow(self._source):
+            self._problems.append(
+                "it is a 32-bit program: its heap is unknown memory, its pointers are not followed"
+            )
         self._problems += pointers.problems
         swapped = sum(gap.end - gap.start for gap in self._gaps if gap.reason == "swapped")
         if swapped:
