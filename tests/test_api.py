@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from fastdump.errors import (
 )
 from fastdump.source import Chunk, Zeros
 from test_formats import run_well
+from test_real import child
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,7 @@ def test_errors(tmp_path: Path) -> None:
 
 def test_a_target_that_is_gone_is_said() -> None:
     with (
-        subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
-        ) as process,
+        child(sys.executable, "-c", "input(print('ready', flush=True))", ready=b"ready") as process,
         fastdump.attach(process.pid) as source,
     ):
         start = source.regions[0].start
